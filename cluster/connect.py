@@ -1,0 +1,94 @@
+"""Starting or joining Ray, quietly, with the settings that make Tune a disposable executor."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.resources import Shares
+
+_ENVIRONMENT = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver has handlers of its own; Tune's would end fit() as if it were done
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # the ledger is the only state
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def prepare_environment() -> None:
+    """Set what Ray and Tune read when they are imported; a value that the user has set stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def connect(address: str | None, plan: Callable[[float, float], Shares], log: Path) -> Shares:
+    """Join the cluster at `address`, or start a local one with room for the trials and the evaluation beside them.
+
+    Args:
+        plan: decides the shares from the (CPUs, GPUs) that there are.
+        log: file for Ray's and Tune's own messages.
+
+    A cluster that this process has already joined is used as it is.
+    """
+    redirect_logging(log)
+    import ray
+
+    if address is None and not ray.is_initialized():
+        shares = plan(*local_devices())
+        total = shares.concurrent * shares.trial_cpus + shares.evaluation_workers * shares.evaluation_cpus
+        _init(address=None, num_cpus=max(1, math.ceil(total)), include_dashboard=False)
+    else:
+        if not ray.is_initialized():
+            _init(address=address)
+        shares = plan(*available())
+    redirect_logging(log)  # again: ray.init() gives its logger a handler of its own
+    # With Tune's default of 1 for custom searchers, trials shorter than a worker's start run one at a time.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(shares.concurrent))
+    return shares
+
+
+def _init(**options: Any) -> None:
+    import ray
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(log_to_driver=False, logging_level="WARNING", **options)
+
+
+def local_devices() -> tuple[float, float]:
+    """Return (CPUs that this process may use, CUDA devices)."""
+    import torch
+
+    return float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())
+
+
+def redirect_logging(log: Path) -> None:
+    """Send the libraries' messages to a file instead of the terminal."""
+    handler = logging.FileHandler(log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in ("ray", "optuna", "mlflow", "alembic", "paretune", "py.warnings"):
+        logger = logging.getLogger(name)
+        for old in list(logger.handlers):
+            logger.removeHandler(old)
+        logger.addHandler(handler)
+        logger.propagate = False
+    logging.captureWarnings(True)
+
+
+def available() -> tuple[float, float]:
+    """Return (CPUs, GPUs) of the connected cluster."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))

@@ -1,0 +1,80 @@
+"""How much of the machine a trial and an evaluation take, and how many run at once. Pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EVALUATION_GPU_SHARE = 0.25
+"""Share of one GPU kept for attacks when `resources` says auto (our choice, until shares are measured)."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What is running at once. Evaluation has a reserved share of its own, which no trial can take."""
+
+    concurrent: int
+    """Trainings at once."""
+    trial_cpus: float
+    trial_gpus: float
+    evaluation_workers: int
+    """Evaluations at once while trials train; when training is over they may use everything."""
+    evaluation_cpus: float
+    evaluation_gpus: float
+
+    @property
+    def draining_workers(self) -> int:
+        """Evaluations at once when no trial trains any more: those that fit into the trials' shares."""
+        per_trial = self.trial_cpus // self.evaluation_cpus if self.evaluation_cpus else 1
+        if self.evaluation_gpus:
+            per_trial = min(per_trial, self.trial_gpus // self.evaluation_gpus)
+        return max(self.evaluation_workers, self.concurrent * max(1, int(per_trial)))
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        trial = f"{self.trial_cpus:g} CPU" + (f", {self.trial_gpus:g} GPU" if self.trial_gpus else "")
+        attack = f"{self.evaluation_cpus:g} CPU" + (f", {self.evaluation_gpus:g} GPU" if self.evaluation_gpus else "")
+        return f"{self.concurrent} trials at once ({trial} each), {self.evaluation_workers} evaluation ({attack})"
+
+
+def plan_shares(
+    cpus: float,
+    gpus: float,
+    *,
+    concurrent: int | None,
+    trial_cpus: float,
+    trial_gpus: float | None,
+    evaluation_workers: int | None,
+    evaluation_cpus: float,
+    evaluation_gpus: float | None,
+) -> Shares:
+    """Decide the shares on a cluster with so many CPUs and GPUs; None means "choose".
+
+    On CPUs a trial takes `trial_cpus` and all of them are used; evaluation comes on top, because it is short and a core
+    kept free for it would idle. On GPUs evaluation reserves a part of one device and trials get the rest of it: a share
+    of 1 − EVALUATION_GPU_SHARE, one trial per device.
+    """
+    workers = evaluation_workers or 1
+    attack_gpus = evaluation_gpus if evaluation_gpus is not None else (EVALUATION_GPU_SHARE if gpus else 0.0)
+    share = trial_gpus if trial_gpus is not None else (1 - EVALUATION_GPU_SHARE if gpus else 0.0)
+    by_cpu = max(1, int(cpus // trial_cpus))
+    by_gpu = by_cpu if not share else _trials_on_gpus(int(gpus), share, workers * attack_gpus)
+    return Shares(
+        concurrent=concurrent or max(1, min(by_cpu, by_gpu)),
+        trial_cpus=trial_cpus,
+        trial_gpus=share,
+        evaluation_workers=workers,
+        evaluation_cpus=evaluation_cpus,
+        evaluation_gpus=attack_gpus,
+    )
+
+
+def _trials_on_gpus(gpus: int, share: float, reserved: float) -> int:
+    """Count trials that fit beside the reservation; a share up to 1 never spans devices."""
+    if share > 1:
+        return int((gpus - reserved) // share)
+    total = 0
+    for _ in range(gpus):
+        kept = min(reserved, 1.0)
+        reserved -= kept
+        total += int((1 - kept + 1e-9) // share)
+    return total

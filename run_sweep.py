@@ -1,0 +1,345 @@
+"""The command line of Paretune. Heavy libraries are imported inside the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from search_spaces.errors import ConfigError, Problem, SweepError
+
+if TYPE_CHECKING:
+    from sweeps.config import SweepConfig
+    from sweeps.folder import SweepFolder
+    from sweeps.ledger import Ledger
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Sweeps for robust vision transformers: Optuna searches, Ray Tune trains, attacks judge, MLflow compares.",
+    epilog="Exit codes: 0 done, 1 done with failed trials, 2 bad input, 3 the driver failed, 130 interrupted.",
+)
+out = Console()
+err = Console(stderr=True)
+
+File = Annotated[Path, typer.Argument(help="The sweep's YAML file.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="The sweep's name.", show_default=False)]
+Number = Annotated[int, typer.Argument(help="The trial's number.", show_default=False, min=0)]
+Storage = Annotated[Path, typer.Option("--storage", help="Folder that holds the sweeps.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the file; repeatable.")
+]
+Total = Annotated[int | None, typer.Option("--trials", min=1, help="Trials in total.", show_default=False)]
+Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; without it, a local one.")]
+RUNS = Path("runs")
+
+
+@app.command()
+def plan(file: File, set_: Overrides = None) -> None:
+    """Validate a file and show what it would run, without starting anything."""
+    from sweeps.config import read_sweep
+    from sweeps.plan import describe, render
+
+    out.print(render(describe(read_sweep(file, set_ or []))))
+
+
+@app.command()
+def launch(
+    file: File,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the sweep; default: the file's.")] = None,
+    storage: Storage = RUNS,
+    address: Address = None,
+    trials: Total = None,
+    set_: Overrides = None,
+) -> None:
+    """Run a sweep to its end. It can be interrupted at any moment and resumed."""
+    from sweeps.folder import SweepFolder
+    from sweeps.runner import create_sweep
+
+    if name is not None:
+        SweepFolder(storage, name)  # a bad name is said before anything else is looked at
+    overrides = [*(set_ or []), *([] if trials is None else [f"search.trials={trials}"])]
+    config = _read(file, overrides)
+    folder = SweepFolder(storage.resolve(), name if name is not None else config.name or file.stem)
+    create_sweep(config, folder)
+    out.print(f"sweep [bold]{folder.name}[/bold] in {folder.root}", highlight=False)
+    _drive(folder, address, None)
+
+
+@app.command()
+def resume(
+    name: Name,
+    file: Annotated[
+        Path | None, typer.Argument(help="The YAML, to check that it is unchanged.", show_default=False)
+    ] = None,
+    storage: Storage = RUNS,
+    address: Address = None,
+    trials: Total = None,
+    set_: Overrides = None,
+) -> None:
+    """Go on with a sweep, toward the total that was asked for; --trials raises the total."""
+    from sweeps.config import read_sweep
+    from sweeps.runner import check_unchanged
+
+    folder, ledger = _open(name, storage)
+    requested = ledger.sweep().requested
+    if trials is not None and trials < requested:
+        problem = f"{trials} is fewer than the {requested} trials that the sweep has; a total can only grow."
+        raise ConfigError([Problem((), problem, source="--trials")])
+    check_unchanged(ledger, read_sweep(folder.config), str(folder.config))
+    if file is not None:
+        check_unchanged(ledger, read_sweep(file, set_ or []), str(file))
+    ledger.close()
+    _drive(folder, address, trials)
+
+
+@app.command()
+def trial(
+    file: File,
+    method: Annotated[str | None, typer.Option("--method", help="Which method entry; its label.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Keep the trial's files here.", show_default=False)
+    ] = None,
+    set_: Overrides = None,
+) -> None:
+    """Run one trial in the foreground, without Ray, each searched field at its default or at what --set says."""
+    from sweeps.foreground import pinned_trial, run_trial, trial_seed
+
+    config = _read(file, set_ or [])
+    one = pinned_trial(config, method)
+    out.print_json(json.dumps(one.plain()["methods"]))
+    result = run_trial(one, trial_seed(config), config.attacks, _print_line, folder)
+    robust = "" if result.robust_acc is None else f", robust {result.robust_acc:.4f}"
+    out.print(f"clean {result.clean_acc:.4f}{robust}, weights {result.weights_digest}", highlight=False)
+
+
+@app.command()
+def rerun(name: Name, number: Number, storage: Storage = RUNS) -> None:
+    """Repeat a trial of a sweep from its configuration and seed, in the foreground, and compare the values."""
+    from sweeps.config import parse_sweep
+    from sweeps.foreground import run_trial
+    from trainables.config import TrialConfig
+
+    _, ledger = _open(name, storage)
+    record = ledger.trial(number)
+    config = parse_sweep(ledger.sweep().document)
+    done = [s for s in ledger.stages(number) if s.split == "validation" and s.state == "done"]
+    attacks = config.attacks
+    result = run_trial(TrialConfig.model_validate(record.config), record.seed, attacks, _print_line)
+    same = result.clean_acc == record.clean_acc and result.weights_digest == record.weights_digest
+    for stage, again in zip(done, result.stages, strict=False):
+        same = same and stage.accuracy == again.accuracy
+        out.print(f"{stage.attack}: {stage.accuracy:.4f} before, {again.accuracy:.4f} now", highlight=False)
+    before = "not measured" if record.clean_acc is None else f"{record.clean_acc:.4f}"
+    out.print(f"clean: {before} before, {result.clean_acc:.4f} now", highlight=False)
+    out.print("equal to the ledger, bit for bit" if same else "[yellow]differs from the ledger[/yellow]")
+    raise typer.Exit(0 if same else 1)
+
+
+@app.command()
+def logs(
+    name: Name,
+    number: Number,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the trial does.")] = False,
+    storage: Storage = RUNS,
+) -> None:
+    """Print what a trial has said, and its error if it failed."""
+    folder, ledger = _open(name, storage)
+    record = ledger.trial(number)
+    for line in _follow(
+        folder.trial_log(number), lambda: follow and ledger.trial(number).state in ("proposed", "training")
+    ):
+        sys.stdout.write(line)
+        sys.stdout.flush()
+    if record.error:
+        out.print(f"[red]{record.error_kind}[/red]")
+        out.print(record.error, markup=False, highlight=False)
+
+
+@app.command()
+def status(
+    name: Name,
+    storage: Storage = RUNS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+) -> None:
+    """Show how far a sweep is, from its ledger alone; works with a dead driver and from another terminal."""
+    from sweeps.summary import status as summarise
+
+    folder, ledger = _open(name, storage)
+    found = summarise(ledger)
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return
+    _print_status(found, folder)
+
+
+@app.command()
+def report(name: Name, storage: Storage = RUNS) -> None:
+    """Rebuild the HTML report and the Markdown table from the ledger."""
+    from sweeps.report import build_report
+
+    folder, ledger = _open(name, storage)
+    for path in build_report(ledger, folder):
+        out.print(str(path), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    name: Name,
+    storage: Storage = RUNS,
+    format_: Annotated[str, typer.Option("--format", help="json, csv or optuna.")] = "json",
+    to: Annotated[Path | None, typer.Option("--out", help="File to write; default: standard output.")] = None,
+) -> None:
+    """Export all trials, failures included: JSON, CSV, or an Optuna study in a sqlite file."""
+    from sweeps import export as exporting
+
+    folder, ledger = _open(name, storage)
+    if format_ == "optuna":
+        out.print(
+            str(exporting.export_optuna(ledger, to or folder.root / "optuna.db")), highlight=False, soft_wrap=True
+        )
+        return
+    if format_ not in ("json", "csv"):
+        message = f"unknown format; allowed: json, csv, optuna; found {format_!r}."
+        raise ConfigError([Problem((), message, source="--format")])
+    text = (
+        json.dumps(exporting.export_json(ledger), indent=2) + "\n"
+        if format_ == "json"
+        else exporting.export_csv(ledger)
+    )
+    if to is None:
+        sys.stdout.write(text)
+    else:
+        to.write_text(text)
+
+
+@app.command()
+def ui(
+    name: Name,
+    storage: Storage = RUNS,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Start MLflow's pages on 127.0.0.1 and print deep links into them; Ctrl-C ends the server."""
+    from sweeps.conclude import print_tracking
+    from sweeps.config import parse_sweep
+    from sweeps.tracking_ui import start_ui, stop_ui
+
+    folder, ledger = _open(name, storage)
+    sweep = ledger.sweep()
+    if sweep.mlflow_run_id is None:
+        raise SweepError(f"MLflow has not seen this sweep yet. {folder.command('sync')} writes it.")
+    uri = parse_sweep(sweep.document).tracking.uri or folder.default_tracking_uri
+    if uri.startswith("http"):
+        print_tracking(out, folder, ledger)
+        return
+    server, address = start_ui(uri, port)
+    try:
+        print_tracking(out, folder, ledger, address)
+        out.print("Ctrl-C ends the server.", style="dim")
+        server.wait()
+    except KeyboardInterrupt:
+        out.print("stopped")
+    finally:
+        stop_ui(server)
+
+
+@app.command()
+def sync(name: Name, storage: Storage = RUNS) -> None:
+    """Bring MLflow up to date with the ledger; what is there already is not written again."""
+    from sweeps.conclude import print_tracking
+    from sweeps.config import parse_sweep
+    from sweeps.lease import Lease
+    from sweeps.tracking import Mirror
+
+    folder, ledger = _open(name, storage)
+    tracking = parse_sweep(ledger.sweep().document).tracking
+    with Lease(ledger):
+        done = ledger.sweep().completed_at is not None
+        Mirror(ledger, folder, tracking.uri, tracking.experiment).sync(None if done else "KILLED")
+        print_tracking(out, folder, ledger)
+
+
+def _read(file: Path, overrides: list[str]) -> SweepConfig:
+    from sweeps.config import read_sweep
+
+    return read_sweep(file, overrides)
+
+
+def _open(name: str, storage: Path) -> tuple[SweepFolder, Ledger]:
+    from sweeps.folder import SweepFolder
+    from sweeps.ledger import Ledger
+
+    folder = SweepFolder.existing(storage, name)
+    return folder, Ledger.at(folder.ledger)
+
+
+def _print_line(text: str) -> None:
+    out.print(text, markup=False, highlight=False)
+
+
+def _follow(path: Path, more: Callable[[], bool]) -> Iterator[str]:
+    while not path.exists() and more():
+        time.sleep(0.5)
+    if not path.exists():
+        return
+    with path.open() as log:
+        while True:
+            line = log.readline()
+            if line:
+                yield line
+            elif more():
+                time.sleep(0.5)
+            else:
+                yield from log.readlines()
+                return
+
+
+def _print_status(found: dict[str, Any], folder: SweepFolder) -> None:
+    counts = found["trials"]
+    out.print(f"[bold]{found['name']}[/bold]: {found['state']}", highlight=False)
+    out.print(", ".join(f"{count} {state}" for state, count in counts.items() if count), highlight=False)
+    for item in found["open"]:
+        out.print(f"  trial {item['trial']}: {item['state']}, {item['epochs']} epochs done", highlight=False)
+    for item in found["front"]:
+        values = ", ".join(f"{o} {item[o]:.3f}" for o in found["objectives"])
+        out.print(f"  front: trial {item['trial']}: {values}", highlight=False)
+    if found["state"] == "interrupted":
+        out.print(f"to go on: {folder.resume_command}", highlight=False, soft_wrap=True)
+
+
+def _drive(folder: SweepFolder, address: str | None, trials: int | None) -> None:
+    from sweeps.conclude import conclude
+    from sweeps.runner import drive
+
+    outcome = drive(folder, out, address=address, trials=trials)
+    conclude(folder, out)
+    raise typer.Exit(outcome.exit_code)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    try:
+        yield
+    except SweepError as error:
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True, style="red")
+        crashed = type(error).__name__ == "DriverCrashed"
+        sys.exit(3 if crashed else 2)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one clear text and an exit code."""
+    with _clear_errors():
+        app()
+
+
+if __name__ == "__main__":
+    main()

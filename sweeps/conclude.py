@@ -1,0 +1,51 @@
+"""The end of a driver: the report is rebuilt and the terminal shows the front, the links and what to do next."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from sweeps.folder import SweepFolder
+from sweeps.ledger import Ledger
+from sweeps.report import build_report
+from sweeps.summary import front_of, headline, sweep_state
+from sweeps.terminal import front_scatter, front_table
+from sweeps.tracking_ui import links
+
+DEFAULT_PORT = 5000
+
+
+def conclude(folder: SweepFolder, console: Console) -> None:
+    """Show what the sweep has come to so far; works for unfinished sweeps too."""
+    ledger = Ledger.at(folder.ledger)
+    html, _ = build_report(ledger, folder)
+    sweep, trials = ledger.sweep(), ledger.trials()
+    console.print()
+    console.print(front_scatter(ledger))
+    console.print(front_table(ledger))
+    console.print()
+    console.print(f"{folder.name}: {sweep_state(ledger)}, {headline(sweep, trials)}", highlight=False)
+    print_line(console, "report", str(html))
+    print_tracking(console, folder, ledger)
+    more = f" --trials {sweep.requested * 2}" if sweep.completed_at is not None else ""
+    print_line(console, "more trials" if more else "to go on", folder.resume_command + more)
+    ledger.close()
+
+
+def print_tracking(console: Console, folder: SweepFolder, ledger: Ledger, base: str | None = None) -> None:
+    """Print MLflow's pages of a sweep, and how to start the server if there is none yet.
+
+    Args: base: address of a running server; None is the sweep's own remote server, or the one that `ui` starts.
+    """
+    sweep = ledger.sweep()
+    remote = sweep.mlflow_uri if sweep.mlflow_uri and sweep.mlflow_uri.startswith("http") else None
+    runs = [t.mlflow_run_id for t in front_of(ledger.trials(), sweep.objectives) if t.mlflow_run_id]
+    pages = links(sweep, base or remote or f"http://127.0.0.1:{DEFAULT_PORT}", runs)
+    if pages and base is None and remote is None:
+        print_line(console, "MLflow", f"{folder.command('ui')} starts the server for these pages:")
+    for name, address in pages.items():
+        print_line(console, f"  {name}", address)
+
+
+def print_line(console: Console, name: str, text: str) -> None:
+    """Print "name: text" with the texts aligned and not wrapped."""
+    console.print(f"{name + ':':<20}{text}", soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,187 @@
+"""The configuration of a sweep: one YAML file, read once, checked as a whole, frozen.
+
+Every mistake is found at once: sections are read one by one (`reading`), then compared with each other (`rules`), and
+all problems come in one ConfigError with file, line, path and what is allowed. Nothing behind this module sees YAML.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from search_spaces.domains import Domain, Scalar, Suggests
+from search_spaces.errors import ConfigError, Problem
+from search_spaces.space import Space
+from sweeps.differences import configuration_diff
+from sweeps.known import Parameter, fix_params, list_parameters, searched_domains
+from sweeps.reading import Sections, read_sections
+from sweeps.rules import cross_problems
+from sweeps.sections import (
+    AttackPlan,
+    FailuresSection,
+    MethodEntry,
+    ResourcesSection,
+    SearchSection,
+    Stage,
+    TestPlan,
+    TrackingSection,
+)
+from sweeps.yaml_source import Source, read_document
+from trainables.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Everything that a sweep is told, ready to use."""
+
+    document: dict[str, Any]
+    """Plain JSON-ready data: what the user gave, overrides applied, no defaults filled in."""
+    name: str | None
+    model: Space[ModelConfig]
+    data: DataConfig
+    training: Space[TrainingConfig]
+    methods: tuple[MethodEntry, ...]
+    objectives: tuple[str, ...]
+    attacks: AttackPlan | None
+    """None only if the document has no section attacks, and then robust_acc is no objective."""
+    search: SearchSection
+    resources: ResourcesSection
+    tracking: TrackingSection
+    failures: FailuresSection
+    plugins: tuple[str, ...]
+
+    def suggest(self, trial: Suggests) -> TrialConfig:
+        """Return a complete configuration, its searched fields drawn from an Optuna trial.
+
+        Names: ``method``, if there are several; ``model.depth``, ``training.epochs``; ``jasmin.k``, or
+        ``jasmin+adversarial/jasmin.k`` where methods are stacked.
+        """
+        entry = self._choose_method(trial)
+        return TrialConfig(
+            model=self.model.suggest(trial, "model"),
+            data=self.data,
+            training=self.training.suggest(trial, "training"),
+            methods={name: space.suggest(trial, entry.prefix(name)) for name, space in entry.spaces.items()},
+            threads=self.resources.threads,
+            plugins=self.plugins,
+        )
+
+    def known_params(self, position: int) -> dict[str, Scalar] | None:
+        """Return the fixed Optuna parameters of the known configuration at `position`, or None beyond the list."""
+        if position >= len(self.search.known):
+            return None
+        return fix_params(self.search.known[position], self._parameters, self.methods)[0]
+
+    def domains(self) -> dict[str, Domain]:
+        """Return the domain of every parameter that `suggest` may draw, by name."""
+        return searched_domains(self._parameters, self.methods)
+
+    def comparable(self) -> dict[str, Any]:
+        """Return what decides the results of trials, defaults filled in: two sweeps with equal parts are comparable.
+
+        Left out: the name, how many trials, how many at a time and where they run, tracking and retries.
+        """
+        return {
+            "model": self.model.plain(),
+            "data": self.data.plain(),
+            "training": self.training.plain(),
+            "methods": [entry.plain() for entry in self.methods],
+            "objectives": list(self.objectives),
+            "attacks": self.attacks and self.attacks.as_written(),
+            "search": {key: value for key, value in self.search.plain().items() if key != "trials"},
+            "resources": {"cpus": self.resources.cpus},
+            "plugins": list(self.plugins),
+        }
+
+    def _choose_method(self, trial: Suggests) -> MethodEntry:
+        if len(self.methods) == 1:
+            return self.methods[0]
+        label = trial.suggest_categorical("method", [entry.label for entry in self.methods])
+        return next(entry for entry in self.methods if entry.label == label)
+
+    @cached_property
+    def _parameters(self) -> dict[str, Parameter]:
+        return list_parameters(self.model, self.training, self.methods)
+
+
+def read_sweep(file: Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read a sweep's YAML file.
+
+    Args:    overrides: ``key=value`` with dotted keys and list positions, e.g. ``methods[1].jasmin.k=0``.
+    Raises:  ConfigError with every problem of the file and the overrides.
+
+    Relative paths (data.path, model.weights, plugins) are relative to the working directory, and absolute from here on:
+    a sweep may be resumed from elsewhere.
+    """
+    document, source = read_document(file, overrides)
+    return _build(_with_absolute_paths(document), source)
+
+
+def parse_sweep(document: Mapping[str, Any], source: str = "") -> SweepConfig:
+    """Read plain data, e.g. the document that a ledger keeps; ConfigError as `read_sweep`.
+
+    ``parse_sweep(config.document).document == config.document``. Args: source: named in problems.
+    """
+    try:
+        plain = json.loads(json.dumps(document, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError([Problem((), f"not plain data: {error}.", source=source)]) from error
+    return _build(plain, Source(source))
+
+
+def _with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
+    made = dict(document)
+    for section, key in (("data", "path"), ("model", "weights")):
+        fields = document.get(section)
+        if isinstance(fields, dict) and isinstance(fields.get(key), str):
+            made[section] = {**fields, key: os.path.abspath(fields[key])}
+    if isinstance(document.get("plugins"), list):
+        made["plugins"] = [os.path.abspath(p) if isinstance(p, str) else p for p in document["plugins"]]
+    return made
+
+
+def _build(document: dict[str, Any], source: Source) -> SweepConfig:
+    parsed = read_sections(document)
+    problems = [source.locate(problem) for problem in (*parsed.problems, *cross_problems(parsed))]
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0)))
+    return _assemble(document, parsed)
+
+
+def _assemble(document: dict[str, Any], parsed: Sections) -> SweepConfig:
+    assert parsed.model is not None
+    assert parsed.data is not None
+    assert parsed.training is not None
+    general = parsed.general
+    return SweepConfig(
+        document=document,
+        name=general.name,
+        model=parsed.model,
+        data=parsed.data,
+        training=parsed.training,
+        methods=tuple(parsed.methods),
+        objectives=general.objectives,
+        attacks=parsed.attacks,
+        search=general.search,
+        resources=general.resources,
+        tracking=general.tracking,
+        failures=general.failures,
+        plugins=general.plugins,
+    )
+
+
+__all__ = [
+    "AttackPlan",
+    "MethodEntry",
+    "Stage",
+    "SweepConfig",
+    "TestPlan",
+    "configuration_diff",
+    "parse_sweep",
+    "read_sweep",
+]

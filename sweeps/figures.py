@@ -1,0 +1,110 @@
+"""The report's figure: clean against robust accuracy, as the plain data that plotly.js draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from sweeps.records import TrialRecord
+from sweeps.snapshot import Snapshot, accuracy, exactness, searched
+from sweeps.summary import objective_values, robust_interval
+
+INK, GRID = "#3b4252", "#e6e9ef"
+
+
+def front_figure(snapshot: Snapshot) -> dict[str, Any] | None:
+    """Return plotly's data and layout, one colour per method; None while no trial has its values.
+
+    Exact points are filled and bounds hollow; members of the front are large, with their 95 % interval, and joined by
+    the border of what they dominate. Without robust accuracies the clean one goes against the trial's number.
+    """
+    shown = [t for t in snapshot.trials if objective_values(t, snapshot.sweep.objectives) is not None]
+    both = [t for t in shown if t.robust_acc is not None and t.clean_acc is not None]
+    across = "clean" if both else "number"
+    trials = both or [t for t in shown if t.clean_acc is not None]
+    if not trials:
+        return None
+    traces = [_border(snapshot)] if both and len(snapshot.front) > 1 else []
+    for label, colour in snapshot.colours.items():
+        of_method = [t for t in trials if t.label == label]
+        first = [t for t in of_method if t.number in snapshot.on_front]
+        kinds = (
+            ("bound", [t for t in of_method if not t.exact], {"size": 8, "symbol": "circle-open"}),
+            ("exact", [t for t in of_method if t.exact and t not in first], {"size": 8, "opacity": 0.65}),
+            ("front", first, {"size": 15, "line": {"width": 2, "color": "#fff"}}),
+        )
+        named = next((kind for kind, members, _ in reversed(kinds) if members), None)
+        for kind, members, marker in kinds:
+            if members:
+                trace = _points(snapshot, members, across, colour, marker)
+                trace |= {"name": label, "legendgroup": label, "showlegend": kind == named}
+                traces.append(trace)
+    return {"data": traces, "layout": _layout(across)}
+
+
+def _points(
+    snapshot: Snapshot, trials: Sequence[TrialRecord], across: str, colour: str, marker: dict[str, Any]
+) -> dict[str, Any]:
+    short = snapshot.short_names
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [t.number if across == "number" else t.clean_acc for t in trials],
+        "y": [t.clean_acc if across == "number" else t.robust_acc for t in trials],
+        "marker": {"color": colour, **marker},
+        "customdata": [t.number for t in trials],
+        "hovertext": [_hover(snapshot, t, searched(t, short)) for t in trials],
+        "hoverinfo": "text",
+    }
+    return trace
+
+
+def _hover(snapshot: Snapshot, trial: TrialRecord, drawn: str) -> str:
+    lines = [f"<b>trial {trial.number}</b> · {escape(trial.label)}", escape(drawn).replace(" ", "<br>")]
+    lines += [f"clean {accuracy(trial.clean_acc)}", f"robust {snapshot.robust(trial)} {exactness(trial)}"]
+    if trial.test_robust_acc is not None:
+        lines.append(f"test: clean {accuracy(trial.test_clean_acc)}, robust {accuracy(trial.test_robust_acc)}")
+    return "<br>".join(lines)
+
+
+def _border(snapshot: Snapshot) -> dict[str, Any]:
+    """The staircase under which everything is dominated, with the interval of each member of the front."""
+    members = [t for t in reversed(snapshot.front) if t.robust_acc is not None]
+    spans = [robust_interval(snapshot.stages_of(t), t.number) or (t.robust_acc, t.robust_acc) for t in members]
+    values = [t.robust_acc or 0.0 for t in members]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "front",
+        "x": [t.clean_acc for t in members],
+        "y": values,
+        "line": {"shape": "vh", "color": INK, "width": 1.5},
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [(high or 0.0) - value for (_, high), value in zip(spans, values, strict=True)],
+            "arrayminus": [value - (low or 0.0) for (low, _), value in zip(spans, values, strict=True)],
+            "color": INK,
+            "thickness": 0.8,
+            "width": 3,
+        },
+        "hoverinfo": "skip",
+    }
+
+
+def _layout(across: str) -> dict[str, Any]:
+    titles = ("clean accuracy (validation)", "robust accuracy (validation)")
+    names = titles if across == "clean" else ("trial", titles[0])
+    axis = {"gridcolor": GRID, "zeroline": False, "linecolor": INK, "ticks": "outside", "tickcolor": GRID}
+    return {
+        "xaxis": {**axis, "title": {"text": names[0]}},
+        "yaxis": {**axis, "title": {"text": names[1]}},
+        "plot_bgcolor": "#fff",
+        "paper_bgcolor": "#fff",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        "margin": {"l": 64, "r": 16, "t": 16, "b": 52},
+        "hovermode": "closest",
+        "legend": {"orientation": "h", "y": 1.08},
+        "height": 520,
+    }

@@ -1,0 +1,107 @@
+"""Where a sweep keeps its files; no path is formatted anywhere else.
+
+::
+
+    runs/                       the storage folder (--storage)
+    ├── mlflow.db, mlartifacts/ MLflow's default store, shared by the sweeps of this storage
+    └── NAME/
+        ├── sweep.yaml          frozen copy of the configuration
+        ├── ledger.db           the one truth
+        ├── driver.log          everything that Ray, Tune, Optuna and MLflow have to say
+        ├── report.html, report.md
+        ├── trials/00007/       checkpoints, final weights and log of a trial
+        ├── verdicts/           one file per attack stage, named by the digest of what it judged
+        └── scratch/            Ray Tune's own files; nothing in it is ever read again
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from search_spaces.errors import ConfigError, Problem, SweepNotFound
+
+DEFAULT_STORAGE = Path("runs")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """The files of one sweep."""
+
+    storage: Path
+    name: str
+
+    def __post_init__(self) -> None:
+        if not NAME_PATTERN.fullmatch(self.name):
+            rule = "a name has 1 to 64 letters, digits, '.', '_' or '-' and starts with a letter or digit"
+            raise ConfigError([Problem(("name",), f"{rule}; found {self.name!r}.")])
+
+    @classmethod
+    def existing(cls, storage: Path, name: str) -> SweepFolder:
+        """Return the folder of a sweep that was launched; SweepNotFound lists what there is."""
+        folder = cls(storage.resolve(), name)
+        if not folder.ledger.is_file():
+            there = sorted(p.parent.name for p in storage.glob("*/ledger.db"))
+            known = f"sweeps there: {', '.join(there)}" if there else "there are no sweeps"
+            raise SweepNotFound(f"no sweep {name!r} in {storage} ({known}). Is --storage right?")
+        return folder
+
+    @property
+    def root(self) -> Path:
+        return self.storage / self.name
+
+    @property
+    def config(self) -> Path:
+        return self.root / "sweep.yaml"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.db"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "driver.log"
+
+    @property
+    def report_html(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def report_markdown(self) -> Path:
+        return self.root / "report.md"
+
+    @property
+    def verdicts(self) -> Path:
+        return self.root / "verdicts"
+
+    @property
+    def scratch(self) -> Path:
+        return self.root / "scratch"
+
+    def trial(self, number: int) -> Path:
+        """Return the folder of a trial: checkpoints, final weights, log."""
+        return self.root / "trials" / f"{number:05d}"
+
+    def trial_log(self, number: int) -> Path:
+        """Return the file with everything that a trial has said."""
+        return self.trial(number) / "log.txt"
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with this sweep."""
+        return self.command("resume")
+
+    def command(self, name: str) -> str:
+        """Return a command of the command line for this sweep."""
+        storage = "" if self.storage.resolve() == DEFAULT_STORAGE.resolve() else f" --storage {self.storage}"
+        return f"python run_sweep.py {name} {self.name}{storage}"
+
+    @property
+    def default_tracking_uri(self) -> str:
+        return f"sqlite:///{self.storage.resolve() / 'mlflow.db'}"
+
+    @property
+    def default_artifacts(self) -> Path:
+        return self.storage.resolve() / "mlartifacts"

@@ -1,0 +1,186 @@
+"""The figures of a sweep before anything starts: sizes, steps, attack passes, bytes. All costs are estimates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from search_spaces.domains import thin
+from search_spaces.errors import ConfigError
+from sweeps.config import SweepConfig
+from sweeps.rules import MAX_MODELS, attack_problems
+from sweeps.sections import Stage
+from trainables.checkpoint import KEPT
+from trainables.config import ModelConfig, TrainingConfig
+from trainables.dataset import Splits, load_splits
+from trainables.registry import find
+from trainables.vit import build_model, model_facts
+
+BYTES_PER_WEIGHT = 4
+OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1}
+"""Tensors that an optimizer keeps for each weight."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a searched figure can come to: lowest and highest."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def over(cls, values: Iterable[float]) -> Range:
+        """Return the range that the values span."""
+        known = list(values)
+        return cls(min(known), max(known))
+
+    def scaled(self, factor: float) -> Range:
+        """Return both ends multiplied."""
+        return Range(self.low * factor, self.high * factor)
+
+    def __str__(self) -> str:
+        return f"{self.low:,.0f}" if self.low == self.high else f"{self.low:,.0f} to {self.high:,.0f}"
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """The models that the sweep builds."""
+
+    names: tuple[str, ...]
+    tokens: Range
+    depth: Range
+    embed_dim: Range
+    num_heads: Range
+    parameters: Range
+
+
+@dataclass(frozen=True)
+class DataFigures:
+    """Images of each split."""
+
+    name: str
+    train: int
+    validation: int
+    test: int
+    selection: int
+    num_classes: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class StageFigures:
+    """One attack stage."""
+
+    label: str
+    images: int
+    passes: Range | None
+    """Forward passes for one trial, a backward pass counted as two: from every image falling at once to every image
+    withstanding; None if the attack does not say."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep would run."""
+
+    config: SweepConfig
+    model: ModelFigures
+    data: DataFigures
+    epochs: Range
+    steps: Range
+    """Optimizer steps of one trial."""
+    image_passes: Range
+    """Training images seen by all trials together, each as often as it is seen; methods may add passes of their own."""
+    stages: tuple[StageFigures, ...]
+    test_stages: tuple[StageFigures, ...]
+    checkpoint_bytes: Range
+    """Of one running trial."""
+    final_bytes: Range
+    """Of all final models."""
+
+
+def describe(config: SweepConfig) -> Plan:
+    """Load the data, build the models without weights, and add up.
+
+    Raises: DataError if the data set cannot be loaded; ConfigError if an attack cannot run on its number of classes.
+    """
+    splits = _load(config)
+    problems = list(attack_problems(config.attacks, splits.num_classes))
+    if problems:
+        raise ConfigError(problems)
+    model = _model_figures(config, splits)
+    trainings = list(config.training.discrete_corners())
+    epochs = Range.over(t.epochs for t in trainings)
+    plan, test = config.attacks, config.attacks and config.attacks.test
+    return Plan(
+        config=config,
+        model=model,
+        data=_data_figures(config, splits),
+        epochs=epochs,
+        steps=Range.over(t.epochs * math.ceil(len(splits.train.labels) / t.batch_size) for t in trainings),
+        image_passes=epochs.scaled(len(splits.train.labels) * config.search.trials),
+        stages=_stage_figures(plan.stages, plan.images, len(splits.validation.labels), splits) if plan else (),
+        test_stages=_stage_figures(test.stages, test.images, len(splits.test.labels), splits) if test else (),
+        checkpoint_bytes=_checkpoint_bytes(model.parameters, trainings),
+        final_bytes=model.parameters.scaled(BYTES_PER_WEIGHT * config.search.trials),
+    )
+
+
+def _load(config: SweepConfig) -> Splits:
+    """Load the splits; pixel statistics are not measured, which takes long for images on disk."""
+    data = config.data.model_copy(update={"mean": (0.5,), "std": (0.5,)})
+    with_selection = any(training.select == "best" for training in config.training.discrete_corners())
+    return load_splits(data, config.model.at_defaults().img_size, with_selection=with_selection)
+
+
+def _data_figures(config: SweepConfig, splits: Splits) -> DataFigures:
+    return DataFigures(
+        name=config.data.name,
+        train=len(splits.train.labels),
+        validation=len(splits.validation.labels),
+        test=len(splits.test.labels),
+        selection=len(splits.selection.labels) if splits.selection else 0,
+        num_classes=splits.num_classes,
+        channels=splits.channels,
+    )
+
+
+def _model_figures(config: SweepConfig, splits: Splits) -> ModelFigures:
+    models = thin(list(dict.fromkeys(config.model.discrete_corners())), MAX_MODELS)
+    facts = [model_facts(model, splits.channels, splits.num_classes) for model in models]
+    return ModelFigures(
+        names=tuple(dict.fromkeys(fact.name for fact in facts)),
+        tokens=Range.over(fact.tokens for fact in facts),
+        depth=Range.over(fact.depth for fact in facts),
+        embed_dim=Range.over(fact.embed_dim for fact in facts),
+        num_heads=Range.over(fact.num_heads for fact in facts),
+        parameters=Range.over(_count_parameters(model, splits) for model in models),
+    )
+
+
+def _count_parameters(config: ModelConfig, splits: Splits) -> int:
+    bare = config.model_copy(update={"pretrained": False, "weights": None})
+    with torch.device("meta"):
+        model = build_model(
+            bare, num_classes=splits.num_classes, channels=splits.channels, mean=splits.mean, std=splits.std
+        )
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _stage_figures(
+    stages: Sequence[Stage], wanted: int | None, available: int, splits: Splits
+) -> tuple[StageFigures, ...]:
+    images = available if wanted is None else min(wanted, available)
+    figures = []
+    for stage in stages:
+        each = find("attacks", stage.attack).passes(stage.config, splits.num_classes)
+        figures.append(StageFigures(stage.label, images, None if each is None else Range(*each).scaled(images)))
+    return tuple(figures)
+
+
+def _checkpoint_bytes(parameters: Range, trainings: Sequence[TrainingConfig]) -> Range:
+    """Of the checkpoints that a running trial keeps: weights, optimizer, moving average and best epoch."""
+    copies = Range.over(1 + OPTIMIZER_COPIES[t.optimizer] + (t.ema_decay > 0) + (t.select == "best") for t in trainings)
+    return Range(parameters.low * copies.low, parameters.high * copies.high).scaled(KEPT * BYTES_PER_WEIGHT)

@@ -1,0 +1,112 @@
+"""One trial in this process, without Ray: for a debugger, and to repeat a trial of a sweep."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from search_spaces.errors import ConfigError, Problem
+from sweeps.config import AttackPlan, SweepConfig
+from sweeps.evaluation import StageJob, judge_stage, read_verdicts
+from sweeps.records import StageRecord
+from sweeps.study import derive_seed
+from trainables.config import TrialConfig
+
+
+@dataclass(frozen=True)
+class ForegroundResult:
+    """What one trial came to."""
+
+    clean_acc: float
+    weights_digest: str
+    stages: tuple[StageRecord, ...]
+    """All validation stages of the plan, in order."""
+
+    @property
+    def robust_acc(self) -> float | None:
+        return self.stages[-1].accuracy if self.stages else None
+
+
+def pinned_trial(config: SweepConfig, method: str | None) -> TrialConfig:
+    """Return the trial that a sweep's file describes with each searched field at its default.
+
+    Args: method: label of the method entry; None is fine when there is one entry.
+    Raises: ConfigError if the label does not exist, or is needed and missing.
+    """
+    labels = [entry.label for entry in config.methods]
+    if method is None and len(labels) == 1:
+        method = labels[0]
+    if method not in labels:
+        found = "none was chosen" if method is None else f"found {method!r}"
+        raise ConfigError([Problem(("methods",), f"choose one method with --method: {', '.join(labels)}; {found}.")])
+    entry = config.methods[labels.index(method)]
+    return TrialConfig(
+        model=config.model.at_defaults(),
+        data=config.data,
+        training=config.training.at_defaults(),
+        methods={name: space.at_defaults() for name, space in entry.spaces.items()},
+        threads=max(1, int(config.resources.cpus)),
+        plugins=tuple(str(p) for p in config.plugins),
+    )
+
+
+def run_trial(
+    trial: TrialConfig, seed: int, plan: AttackPlan | None, say: Callable[[str], None], folder: Path | None = None
+) -> ForegroundResult:
+    """Train and attack one trial here and now.
+
+    Args:
+        say: takes a line per epoch and stage.
+        folder: where its files go, for a look afterwards; None uses a temporary folder that is removed.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        return _run(trial, seed, plan, say, folder or Path(scratch))
+
+
+def _run(
+    trial: TrialConfig, seed: int, plan: AttackPlan | None, say: Callable[[str], None], folder: Path
+) -> ForegroundResult:
+    from trainables.dataset import load_splits
+    from trainables.training import Training
+
+    training = Training(trial, seed, folder)
+    while not training.is_done:
+        metrics = training.run_epoch()
+        say(f"epoch {training.epochs_done}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+    outcome = training.finish()
+    say(f"trained: clean {outcome.clean_acc:.4f}")
+    splits = load_splits(trial.data, trial.model.img_size, with_selection=trial.training.select == "best")
+    stages: list[StageRecord] = []
+    for position, stage in enumerate(plan.stages if plan is not None else ()):
+        assert plan is not None
+        before = stages[-1].verdicts if stages else None
+        job = StageJob(
+            number=0,
+            split="validation",
+            position=position,
+            label=stage.label,
+            attack=stage.attack,
+            config=stage.config.plain(),
+            threat=plan.threat.plain(),
+            images=plan.images,
+            batch_size=plan.batch_size,
+            seed=plan.seed,
+            trial_folder=str(folder),
+            verdict_folder=str(folder / "verdicts"),
+            weights_digest=outcome.weights_digest,
+            data_digest=splits.digest(),
+            standing=None if before is None else tuple(bool(v) for v in before),
+            threads=trial.threads,
+            plugins=trial.plugins,
+        )
+        judge_stage(job)
+        stages.append(read_verdicts(job).record)
+        say(f"{stage.label}: {stages[-1].accuracy:.4f} of {stages[-1].images} validation images stand")
+    return ForegroundResult(outcome.clean_acc, outcome.weights_digest, tuple(stages))
+
+
+def trial_seed(config: SweepConfig, number: int = 0) -> int:
+    """Return the seed that trial `number` of this sweep has."""
+    return derive_seed(config.search.seed, "trial", number)

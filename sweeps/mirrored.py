@@ -1,0 +1,174 @@
+"""What MLflow gets to see of a trial, as plain values: parameters, metrics with fixed timestamps, tags, a note. Pure.
+
+The same ledger always gives the same rows, so that logging them again changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sweeps.records import CLOSED, Event, State, TrialRecord
+from sweeps.snapshot import Snapshot, accuracy, exactness, flatten, last_line, searched
+from sweeps.summary import headline, robust_interval
+
+LONGEST_TAG = 5000
+"""Characters; MLflow truncates or refuses longer tags and parameters, depending on the store."""
+
+
+class Metric(NamedTuple):
+    """One row of MLflow's metrics table."""
+
+    key: str
+    value: float
+    timestamp: int
+    """Milliseconds since the epoch."""
+    step: int
+
+
+def params_of(trial: TrialRecord) -> dict[str, str]:
+    """Return the configuration under flat names: ``jasmin.k``, ``training.epochs``; what is None is absent."""
+    flat = flatten({k: v for k, v in trial.config.items() if k != "methods"}) | flatten(trial.config.get("methods", {}))
+    named = {_key(name): str(value) for name, value in flat.items() if value is not None}
+    return {name: value[:LONGEST_TAG] for name, value in ({"method": trial.label} | named).items() if value != "[]"}
+
+
+def param_names(trial: TrialRecord) -> dict[str, str]:
+    """Return the name in MLflow of every searched parameter: ``jasmin+adversarial.jasmin.k`` → ``jasmin.k``."""
+    logged = params_of(trial)
+    names = {}
+    for name in trial.params:
+        parts = name.split(".")
+        ends = [".".join(parts[start:]) for start in range(len(parts))]
+        names[name] = next((end for end in ends if end in logged), name)
+    return names
+
+
+def curves(history: Sequence[Mapping[str, float]], events: Iterable[Event]) -> list[list[Metric]]:
+    """Return the metrics of each epoch, step 1 first, at the time when the ledger first heard of that epoch."""
+    heard: dict[int, float] = {}
+    for event in events:
+        if event.kind == "epochs":
+            for epoch in range(1, event.detail["to"] + 1):
+                heard.setdefault(epoch, event.at)
+    return [
+        [
+            Metric(_key(name), float(value), _ms(heard.get(epoch, 0.0)), epoch)
+            for name, value in metrics.items()
+            if name != "epoch" and math.isfinite(value)
+        ]
+        for epoch, metrics in enumerate(history, start=1)
+    ]
+
+
+def finals(snapshot: Snapshot, trial: TrialRecord, events: Iterable[Event]) -> list[Metric]:
+    """Return clean_acc first (MLflow's compare page starts with what was logged first), then what the attacks left.
+
+    The step of an attack's metric is its position in the plan: robust_acc shows how the bound falls.
+    """
+    trained = next((_ms(e.at) for e in events if e.kind == "trained"), None)
+    rows: list[tuple[str, float | None, int, int]] = []
+    if trained is not None:
+        rows += [("clean_acc", trial.clean_acc, trained, 0), ("cost/train_s", trial.train_seconds, trained, 0)]
+    for stage in snapshot.stages_of(trial):
+        if stage.state != "done":
+            continue
+        prefix = "test_" if stage.split == "test" else ""
+        at, step = _ms(stage.started_at + (stage.seconds or 0.0)), stage.position
+        if stage.split == "test" and step == 0:
+            rows.append(("test_clean_acc", trial.test_clean_acc, at, 0))
+        rows.append((f"{prefix}robust_acc", stage.accuracy, at, step))
+        rows.append((f"{prefix}{stage.attack}_acc", stage.accuracy, at, step))
+        rows.append((f"cost/{prefix}{stage.attack}_s", stage.seconds, at, step))
+        rows.append((f"cost/{prefix}{stage.attack}_forwards", stage.forwards, at, step))
+    return [Metric(_key(k), float(v), at, step) for k, v, at, step in rows if v is not None and math.isfinite(v)]
+
+
+def tags_of(snapshot: Snapshot, trial: TrialRecord) -> dict[str, str]:
+    """Return the tags that change in a trial's life."""
+    tags = {
+        "trial.state": str(trial.state),
+        "trial.pareto": pareto_tag(snapshot, trial),
+        "trial.robust": exactness(trial) if trial.robust_acc is not None else "not measured",
+        "mlflow.note.content": trial_note(snapshot, trial),
+    }
+    if trial.error is not None:
+        tags["trial.error"] = last_line(trial.error)
+    return {name: value[:LONGEST_TAG] for name, value in tags.items()}
+
+
+def pareto_tag(snapshot: Snapshot, trial: TrialRecord) -> str:
+    """Return "true" for a member of the front."""
+    return "true" if trial.number in snapshot.on_front else "false"
+
+
+def birth_tags(snapshot: Snapshot, trial: TrialRecord, parent: str) -> dict[str, str]:
+    """Return the tags that a trial's run is born with, in one transaction; by them it is found again."""
+    return {
+        "mlflow.parentRunId": parent,
+        "mlflow.runColor": snapshot.colours[trial.label],
+        "sweep.id": snapshot.sweep.id,
+        "sweep.name": snapshot.sweep.name,
+        "sweep.role": "trial",
+        "trial.number": str(trial.number),
+        "method": trial.label,
+    }
+
+
+def run_status(trial: TrialRecord, closing: str | None) -> str:
+    """Return MLflow's word for a trial's state; an open trial of a driver that leaves gets `closing`."""
+    if trial.state not in CLOSED:
+        return closing or "RUNNING"
+    return "FAILED" if trial.state is State.FAILED else "FINISHED"
+
+
+def trial_note(snapshot: Snapshot, trial: TrialRecord) -> str:
+    """Return a trial's description in Markdown: links first, because MLflow folds all but the first rows away."""
+    sweep, lines = snapshot.sweep, []
+    if sweep.mlflow_experiment_id and sweep.mlflow_run_id:
+        page = f"#/experiments/{sweep.mlflow_experiment_id}/runs/{sweep.mlflow_run_id}?workflowType=machine_learning"
+        lines.append(f"[sweep {sweep.name}]({page})")
+    lines += ["", f"Trial {trial.number}: {trial.label}, {searched(trial, snapshot.short_names)}", ""]
+    lines += [_row(("images", "attack", "survivors", "accuracy", "95 % interval")), _row(["---"] * 5)]
+    found = {(s.split, s.position): s for s in snapshot.stages_of(trial)}
+    for split, position, label in snapshot.stage_columns:
+        stage = found.get((split, position))
+        if stage is not None and stage.state == "done":
+            interval = robust_interval([stage], trial.number, split)
+            span = "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+            left = f"{stage.survivors} of {stage.images}"
+            lines.append(_row((split, label, left, accuracy(stage.accuracy), span)))
+    return "\n".join(lines).strip()
+
+
+def sweep_note(snapshot: Snapshot, links: Mapping[str, str]) -> str:
+    """Return the sweep's description in Markdown: links, then the front."""
+    short = snapshot.short_names
+    names = ("trial", "method", "searched", "clean", "robust", "test clean", "test robust")
+    lines = [" · ".join(f"[{name}]({url})" for name, url in links.items())]
+    lines += ["", headline(snapshot.sweep, snapshot.trials), "", _row(names), _row(["---"] * len(names))]
+    for t in snapshot.front:
+        measured = (accuracy(t.clean_acc), snapshot.robust(t), accuracy(t.test_clean_acc), accuracy(t.test_robust_acc))
+        lines.append(_row((str(t.number), t.label, searched(t, short), *measured)))
+    return "\n".join(lines)[:LONGEST_TAG]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def plain_json(data: Any) -> str:
+    """Write an artifact: two spaces, sorted keys."""
+    return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _key(name: str) -> str:
+    """Replace what MLflow refuses in names."""
+    return re.sub(r"[^\w\-. :/]", "_", name)[:250]
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

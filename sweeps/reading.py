@@ -1,0 +1,198 @@
+"""From a plain document to parsed sections: every section is read whatever is wrong with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from search_spaces.config import Config
+from search_spaces.errors import Problem, SweepError
+from search_spaces.problems import Path, unknown_key, validate
+from search_spaces.space import Space, read_space
+from sweeps.sections import AttackPlan, AttackSection, GeneralSections, MethodEntry, Stage, TestPlan
+from trainables.config import DataConfig, ModelConfig, TrainingConfig
+from trainables.registry import Kind, UnknownName, find, load_plugins
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+DEFAULT_METHODS = ("plain",)
+SECTIONS = ("model", "data", "training", "methods", "attacks", *GeneralSections.model_fields)
+"""The keys of a document."""
+
+
+@dataclass
+class Sections:
+    """What could be read; None (or a key in `broken`) where a section is unusable."""
+
+    model: Space[ModelConfig] | None = None
+    data: DataConfig | None = None
+    training: Space[TrainingConfig] | None = None
+    methods: list[MethodEntry] = field(default_factory=list)
+    """In the order of the document; a broken entry is missing and "methods" is in `broken`."""
+    positions: dict[str, int] = field(default_factory=dict)
+    """Label of a method entry → its place in the list."""
+    attacks: AttackPlan | None = None
+    general: GeneralSections = field(default_factory=GeneralSections)
+    broken: set[str] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_sections(document: Mapping[str, Any]) -> Sections:
+    """Read every section of a document and collect the problems."""
+    parsed = Sections()
+    parsed.problems += [unknown_key((), key, SECTIONS) for key in document if key not in SECTIONS]
+    _read_general(document, parsed)
+    parsed.problems += _load_plugins(parsed.general.plugins)  # first: the other sections may name what they define
+    section = document.get
+    parsed.model, problems = read_space(ModelConfig, section("model"), ("model",), search_by_default=False)
+    parsed.problems += problems
+    parsed.training, problems = read_space(TrainingConfig, section("training"), ("training",), search_by_default=False)
+    parsed.problems += problems
+    parsed.data, problems = _read_data(section("data"))
+    parsed.problems += problems
+    _read_methods(section("methods"), parsed)
+    if section("attacks") is not None:
+        parsed.attacks, problems = _read_attacks(section("attacks"))
+        parsed.problems += problems
+    parsed.broken |= {str(problem.path[0]) for problem in parsed.problems if problem.path}
+    return parsed
+
+
+def _read_general(document: Mapping[str, Any], parsed: Sections) -> None:
+    """Read each plain section by itself, so that one mistake does not hide the others; null is the default."""
+    good = {}
+    for name in GeneralSections.model_fields:
+        if document.get(name) is None:
+            continue
+        _, problems = validate(GeneralSections, {name: document[name]}, ())
+        if not problems:
+            good[name] = document[name]
+        parsed.problems += problems
+    parsed.general = GeneralSections.model_validate(good)
+
+
+def _load_plugins(plugins: tuple[str, ...]) -> list[Problem]:
+    problems = []
+    for position, plugin in enumerate(plugins):
+        try:
+            load_plugins([plugin])
+        except SweepError as error:  # a plugin that raises while it is imported is shown with its own traceback
+            problems.append(Problem(("plugins", position), str(error)))
+    return problems
+
+
+def _read_data(section: Any) -> tuple[DataConfig | None, list[Problem]]:
+    name = DataConfig().name
+    if isinstance(section, Mapping) and "name" in section:
+        name = section["name"]
+    config_type, problems = _find_type("datasets", name, ("data", "name"))
+    if config_type is None:
+        return None, problems
+    return validate(config_type, section, ("data",))
+
+
+def _read_methods(section: Any, parsed: Sections) -> None:
+    entries = DEFAULT_METHODS if section is None else section
+    if not isinstance(entries, list | tuple) or not entries:
+        found = "none" if entries in ([], ()) else repr(entries)
+        message = f"expected a list of at least one method; found {found}."
+        hint = (
+            "Put a hyphen before each method." if isinstance(entries, Mapping) else "Ordinary fine-tuning is [plain]."
+        )
+        parsed.problems.append(Problem(("methods",), message, hint))
+        return
+    for position, value in enumerate(entries):
+        path = ("methods", position)
+        spaces, problems = _read_stack(value, path)
+        parsed.problems += problems
+        label = "+".join(spaces)
+        if problems:
+            continue
+        if label in parsed.positions:
+            first = f"methods[{parsed.positions[label]}]"
+            message = f"{label} is already {first}; a sweep compares different methods or stacks."
+            parsed.problems.append(Problem(path, message, "Join their domains in one entry."))
+            continue
+        parsed.positions[label] = position
+        parsed.methods.append(MethodEntry(label, spaces))
+
+
+def _read_stack(value: Any, path: Path) -> tuple[dict[str, Space[Any]], list[Problem]]:
+    named, problems = _read_entry(value, path)
+    spaces: dict[str, Space[Any]] = {}
+    for name, section in named.items():
+        where = path if isinstance(value, str) else (*path, name)
+        if name in ("model", "training", "method"):
+            problems.append(Problem(where, f"{name!r} cannot be a method: its parameters would look like the sweep's."))
+            continue
+        config_type, unknown = _find_type("methods", name, where)
+        problems += unknown
+        if config_type is not None:
+            space, found = read_space(config_type, section, where, search_by_default=True)
+            problems += found
+            spaces |= {name: space} if space is not None else {}
+    return spaces, problems
+
+
+def _read_attacks(section: Any) -> tuple[AttackPlan | None, list[Problem]]:
+    parsed, problems = validate(AttackSection, section, ("attacks",))
+    given: Mapping[str, Any] = section if isinstance(section, Mapping) else {}
+    stages, found = _read_stages(given.get("stages") or AttackSection().stages, ("attacks", "stages"))
+    problems += found
+    test = given.get("test")
+    test_stages = test.get("stages") if isinstance(test, Mapping) else None
+    tested, found = (stages, []) if test_stages is None else _read_stages(test_stages, ("attacks", "test", "stages"))
+    problems += found
+    if problems:
+        return None, problems
+    test_plan = parsed.test and TestPlan(**{**_fields(parsed.test), "stages": tested})
+    return AttackPlan(**{**_fields(parsed), "stages": stages, "test": test_plan}), []
+
+
+def _fields(config: Config) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in type(config).model_fields}
+
+
+def _read_stages(section: Any, path: Path) -> tuple[list[Stage], list[Problem]]:
+    stages: list[Stage] = []
+    problems: list[Problem] = []
+    for position, value in enumerate(section if isinstance(section, list | tuple) else ()):
+        here = (*path, position)
+        named, found = _read_entry(value, here)
+        if len(named) > 1:
+            message = f"a stage is one attack, such as pgd or pgd: {{steps: 20}}; found the keys {', '.join(named)}."
+            found = [Problem(here, message)]
+        problems += found
+        for name, settings in () if found else named.items():
+            where = here if isinstance(value, str) else (*here, name)
+            config_type, unknown = _find_type("attacks", name, where)
+            problems += unknown
+            if config_type is not None:
+                config, found = validate(config_type, settings, where)
+                problems += found
+                stages += [] if found else [Stage(attack=name, config=config, label=_unique(name, stages))]
+    return stages, problems
+
+
+def _unique(name: str, stages: list[Stage]) -> str:
+    count = sum(stage.attack == name for stage in stages)
+    return f"{name}_{count + 1}" if count else name
+
+
+def _read_entry(value: Any, path: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """Read a name, or a mapping of names to settings."""
+    if isinstance(value, str):
+        return {value: None}, []
+    if isinstance(value, Mapping) and value:
+        return dict(value), []
+    return {}, [Problem(path, f"expected a name, or a mapping from names to settings; found {value!r}.")]
+
+
+def _find_type(kind: Kind, name: Any, path: Path) -> tuple[Any, list[Problem]]:
+    """Return (configuration type, []), or (None, problems) if no class has that name."""
+    if not isinstance(name, str):
+        return None, [Problem(path, f"expected a name; found {name!r}.")]
+    try:
+        return find(kind, name).Config, []
+    except UnknownName as error:
+        return None, [Problem(path, str(error))]

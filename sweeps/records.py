@@ -1,0 +1,175 @@
+"""What the ledger remembers, as frozen values: the sweep, its trials, their attack stages, and the events."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class State(enum.StrEnum):
+    """Where a trial is in its life.
+
+    ::
+
+        proposed → training → trained → evaluating → finished
+             └─────────┴─────────┴──────────┴──────→ failed
+                       └───────────────────────────→ stopped   (by a rule for early stopping)
+    """
+
+    PROPOSED = "proposed"
+    TRAINING = "training"
+    TRAINED = "trained"
+    EVALUATING = "evaluating"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+OPEN = (State.PROPOSED, State.TRAINING, State.TRAINED, State.EVALUATING)
+CLOSED = (State.FINISHED, State.STOPPED, State.FAILED)
+
+Split = Literal["validation", "test"]
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """The sweep itself."""
+
+    id: str
+    """Random, unique; the tag by which MLflow runs are found again."""
+    name: str
+    created_at: float
+    """Seconds since the epoch, as all times here."""
+    requested: int
+    """Trials asked for in total."""
+    document: Mapping[str, Any]
+    """The configuration as the user gave it, overrides applied (SweepConfig.document)."""
+    objectives: tuple[str, ...]
+    """Subset of clean_acc, robust_acc; both are maximised."""
+    planned_stages: tuple[str, ...]
+    """Labels of the validation attack stages, in order; the first one is the search objective."""
+    environment: Mapping[str, Any]
+    """Git revision, package versions, platform: what a rerun would need."""
+    data_digest: str
+    """Names the exact images of all splits."""
+    completed_at: float | None = None
+    mlflow_uri: str | None = None
+    mlflow_experiment_id: str | None = None
+    mlflow_run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One proposal and everything that became of it. Accuracies are fractions in [0, 1]; None is "not measured"."""
+
+    number: int
+    state: State
+    label: str
+    """Name of the method stack: plain, jasmin, jasmin+adversarial."""
+    config: Mapping[str, Any]
+    """TrialConfig.plain()."""
+    params: Mapping[str, Any]
+    """What the sampler drew: Optuna parameter name → value."""
+    distributions: Mapping[str, str]
+    """Optuna's JSON of each parameter's distribution, to rebuild the study."""
+    seed: int
+    created_at: float
+    updated_at: float
+    revision: int
+    """Grows with every change of this trial; what MLflow has not seen yet is newer than `mlflow_revision`."""
+    attempts: int = 0
+    """Starts of the training, interruptions and retries included."""
+    failures: int = 0
+    """Failed attempts of the training; only these use up retries."""
+    epochs: int = 0
+    """Epochs whose checkpoint or final weights exist."""
+    clean_acc: float | None = None
+    """On the whole validation split."""
+    robust_acc: float | None = None
+    """On the attacked validation images, after the stages that have run: an upper bound until `exact`."""
+    exact: bool = False
+    """Whether all planned validation stages have run."""
+    test_clean_acc: float | None = None
+    test_robust_acc: float | None = None
+    weights_digest: str | None = None
+    train_seconds: float | None = None
+    error_kind: str | None = None
+    """nan, exception, crash, checkpoint, attack: what made the trial fail, or its last attempt."""
+    error: str | None = None
+    """Traceback or message."""
+    started_at: float | None = None
+    ended_at: float | None = None
+    mlflow_run_id: str | None = None
+    mlflow_revision: int = 0
+
+    def value(self, objective: str) -> float | None:
+        """Return clean_acc or robust_acc."""
+        found: float | None = getattr(self, objective)
+        return found
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One attack on one trial's images: `survivors` of `images` are still classified correctly after it.
+
+    Stages are cumulative: a stage attacks only what the stages before it left standing.
+    """
+
+    number: int
+    split: Split
+    position: int
+    """0-based order within the plan of that split."""
+    attack: str
+    """Label in the plan: pgd, autoattack."""
+    config: Mapping[str, Any]
+    """The attack's own configuration with norm and epsilon."""
+    digest: str
+    """Names what was judged: weights, images, attack, seed. Also the name of the verdict file."""
+    state: Literal["running", "done", "failed"]
+    started_at: float
+    images: int | None = None
+    clean_correct: int | None = None
+    """Images classified correctly before any attack."""
+    survivors: int | None = None
+    verdicts: NDArray[np.bool_] | None = field(default=None, compare=False)
+    """(images,) still correct after this stage, in the order of the plan's images."""
+    warnings: tuple[str, ...] = ()
+    forwards: int | None = None
+    """Images passed forward through the model."""
+    backwards: int | None = None
+    seconds: float | None = None
+    error: str | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the images that survive; None unless the stage is done."""
+        return None if self.survivors is None or not self.images else self.survivors / self.images
+
+
+@dataclass(frozen=True)
+class Event:
+    """One entry of the audit log; every transaction of the driver leaves at least one."""
+
+    sequence: int
+    at: float
+    number: int | None
+    kind: str
+    detail: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LeaseRecord:
+    """Which driver runs the sweep."""
+
+    owner: str
+    host: str
+    pid: int
+    process_started: str
+    """Start time of that process as its operating system tells it, so that a reused pid is not mistaken for it."""
+    acquired_at: float
+    heartbeat_at: float

@@ -1,0 +1,150 @@
+"""Rules that look at several sections at once, or ask a method, attack, data set or model whether it can run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+
+from search_spaces.domains import thin
+from search_spaces.errors import ModelError, Problem
+from search_spaces.problems import Path
+from sweeps.known import fix_params, list_parameters
+from sweeps.reading import Sections
+from sweeps.sections import AttackPlan, MethodEntry, Stage
+from trainables.attack import Threat
+from trainables.config import ModelConfig
+from trainables.method import ModelFacts, check_stack
+from trainables.registry import find
+from trainables.vit import model_facts
+
+CHANNELS, NUM_CLASSES = 3, 10
+"""What is assumed before the data is read; neither tokens nor widths depend on it."""
+MAX_MODELS = 50
+"""Different models that are built, without weights, to check a searched model section."""
+
+
+def cross_problems(parsed: Sections) -> list[Problem]:
+    """Return what is wrong between the sections that could be read."""
+    rules: tuple[Callable[[Sections], Iterable[Problem]], ...] = (
+        _objectives_need_attacks,
+        _weights_exist,
+        _stacks_fit_together,
+        _models_can_run_the_methods,
+        _attacks_can_run,
+        _data_is_there,
+        _best_epoch_has_images,
+        _known_is_searched,
+    )
+    return [problem for rule in rules for problem in rule(parsed)]
+
+
+def attack_problems(plan: AttackPlan | None, num_classes: int) -> Iterator[Problem]:
+    """Yield the reasons why a plan's attacks cannot run on so many classes."""
+    if plan is None:
+        return
+    yield from _stage_problems(plan.stages, ("attacks", "stages"), plan.threat, num_classes)
+    if plan.test is not None and plan.test.stages != plan.stages:
+        yield from _stage_problems(plan.test.stages, ("attacks", "test", "stages"), plan.threat, num_classes)
+
+
+def _stage_problems(stages: Iterable[Stage], path: Path, threat: Threat, num_classes: int) -> Iterator[Problem]:
+    for position, stage in enumerate(stages):
+        for reason in find("attacks", stage.attack).check(stage.config, threat, num_classes):
+            yield Problem((*path, position, stage.attack), _sentence(reason))
+
+
+def _objectives_need_attacks(parsed: Sections) -> Iterator[Problem]:
+    wanted = "robust_acc" in parsed.general.objectives and "objectives" not in parsed.broken
+    if wanted and parsed.attacks is None and "attacks" not in parsed.broken:
+        hint = "Write attacks: {} for the defaults, or objectives: [clean_acc]."
+        yield Problem(("objectives",), "robust_acc needs the section attacks; found none.", hint)
+
+
+def _weights_exist(parsed: Sections) -> Iterator[Problem]:
+    for model in _models(parsed):
+        if model.weights is not None and not model.weights.is_file():
+            yield Problem(("model", "weights"), f"no such file: {model.weights}.")
+            return
+
+
+def _stacks_fit_together(parsed: Sections) -> Iterator[Problem]:
+    for entry in parsed.methods:
+        for reason in check_stack({name: find("methods", name) for name in entry.spaces}):
+            yield Problem(("methods", parsed.positions[entry.label]), _sentence(reason))
+
+
+def _models_can_run_the_methods(parsed: Sections) -> Iterator[Problem]:
+    facts: dict[ModelFacts, None] = {}
+    for model in _models(parsed):
+        try:
+            facts[_facts(model)] = None
+        except ModelError as error:
+            yield _model_problem(error)
+            return
+    for entry in parsed.methods:
+        yield from _method_problems(entry, ("methods", parsed.positions[entry.label]), facts)
+
+
+def _method_problems(entry: MethodEntry, path: Path, facts: Iterable[ModelFacts]) -> Iterator[Problem]:
+    """Ask each method of an entry about every corner of its space on every model; one problem for each field."""
+    reasons: dict[Path, dict[str, None]] = {}
+    for name, space in entry.spaces.items():
+        method = find("methods", name)
+        for config in space.corners():
+            for fact in facts:
+                for field, reason in method.check(config, fact):
+                    reasons.setdefault((*path, name, field), {})[reason] = None
+    for where, found in reasons.items():
+        first, *others = found
+        more = f" (and {len(others)} more of its values)" if others else ""
+        yield Problem(where, _sentence(first.rstrip(".") + more))
+
+
+def _attacks_can_run(parsed: Sections) -> Iterator[Problem]:
+    return attack_problems(parsed.attacks, NUM_CLASSES)
+
+
+def _data_is_there(parsed: Sections) -> Iterator[Problem]:
+    if parsed.data is not None:
+        for field, reason in find("datasets", parsed.data.name).check(parsed.data):
+            yield Problem(("data", field), _sentence(reason))
+
+
+def _best_epoch_has_images(parsed: Sections) -> Iterator[Problem]:
+    if parsed.training is None or parsed.data is None or parsed.data.selection_fraction > 0:
+        return
+    if any(config.select == "best" for config in parsed.training.discrete_corners()):
+        message = "training.select: best chooses the epoch on a share of the training images; found a share of 0."
+        yield Problem(("data", "selection_fraction"), message)
+
+
+def _known_is_searched(parsed: Sections) -> Iterator[Problem]:
+    if parsed.model is None or parsed.training is None or parsed.broken & {"methods", "search"}:
+        return
+    parameters = list_parameters(parsed.model, parsed.training, parsed.methods)
+    for position, entry in enumerate(parsed.general.search.known):
+        for problem in fix_params(entry, parameters, parsed.methods)[1]:
+            yield Problem(("search", "known", position, *problem.path), problem.message, problem.hint)
+
+
+def _models(parsed: Sections) -> list[ModelConfig]:
+    """Return the different models that the model section can give, at most MAX_MODELS of them."""
+    models = list(dict.fromkeys(parsed.model.discrete_corners())) if parsed.model is not None else []
+    return list(thin(models, MAX_MODELS))
+
+
+@lru_cache(maxsize=256)
+def _facts(model: ModelConfig) -> ModelFacts:
+    return model_facts(model, CHANNELS, NUM_CLASSES)
+
+
+def _model_problem(error: ModelError) -> Problem:
+    """Turn "model.name: timm has no …" into a problem at that field."""
+    place, _, message = str(error).partition(": ")
+    if place.split(".")[0] == "model" and message:
+        return Problem(tuple(place.split(".")), message)
+    return Problem(("model",), str(error))
+
+
+def _sentence(text: str) -> str:
+    return text.rstrip(".") + "."

@@ -1,0 +1,279 @@
+"""Launching and resuming: one driver, from its lease to the last evaluation. The only file that knows all parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from cluster.connect import connect, prepare_environment
+from cluster.resources import Shares, plan_shares
+from search_spaces.errors import ConfigError, ConfigurationChanged, SweepError, SweepExists
+from sweeps.config import SweepConfig, configuration_diff, parse_sweep
+from sweeps.folder import SweepFolder
+from sweeps.lease import Lease
+from sweeps.ledger import Ledger
+from sweeps.progress import Progress
+from sweeps.provenance import describe_environment
+from sweeps.records import State, SweepRecord
+from sweeps.rules import attack_problems
+
+DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes."""
+
+POLL_S = 0.1
+
+
+class DriverCrashed(SweepError):
+    """The driver itself failed; the sweep is whole and can be resumed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a driver ended."""
+
+    exit_code: int
+    interrupted: bool
+
+
+def create_sweep(config: SweepConfig, folder: SweepFolder) -> None:
+    """Make a sweep's folder and ledger; its existence begins with one rename.
+
+    Raises: SweepExists if the name is taken; DataError if the data cannot be loaded.
+    """
+    if folder.ledger.exists():
+        raise SweepExists(
+            f"sweep {folder.name!r} exists in {folder.storage}. To go on with it: {folder.resume_command}"
+        )
+    splits = _load_data(config)
+    problems = list(attack_problems(config.attacks, splits.num_classes))
+    if problems:
+        raise ConfigError(problems)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    plan = config.attacks
+    record = SweepRecord(
+        id=str(uuid.uuid4()),
+        name=folder.name,
+        created_at=time.time(),
+        requested=config.search.trials,
+        document=config.document,
+        objectives=tuple(config.objectives),
+        planned_stages=tuple(stage.label for stage in plan.stages) if plan is not None else (),
+        environment=describe_environment(),
+        data_digest=splits.digest(),
+    )
+    folder.config.write_text(dump_yaml(config.document))
+    temporary = folder.root / f".ledger-{os.getpid()}.db"
+    ledger = Ledger.at(temporary)
+    ledger.create(record)
+    ledger.close()
+    os.replace(temporary, folder.ledger)
+
+
+def dump_yaml(document: Any) -> str:
+    """Write plain data as YAML."""
+    import io
+
+    from ruamel.yaml import YAML
+
+    text = io.StringIO()
+    YAML().dump(json.loads(json.dumps(document)), text)
+    return text.getvalue()
+
+
+def check_unchanged(ledger: Ledger, given: SweepConfig, where: str) -> None:
+    """Refuse a configuration that would make new results incomparable with the old ones; ConfigurationChanged."""
+    launched = parse_sweep(ledger.sweep().document)
+    changes = configuration_diff(launched.comparable(), given.comparable())
+    if changes:
+        lines = "\n".join(f"  {line}" for line in changes)
+        raise ConfigurationChanged(
+            f"{where} differs from the configuration that this sweep was launched with:\n{lines}\n"
+            "Undo the change, or launch a new sweep under another name."
+        )
+
+
+def drive(folder: SweepFolder, console: Console, *, address: str | None = None, trials: int | None = None) -> Outcome:
+    """Run a sweep to its end, or until it is interrupted.
+
+    Args: trials: new total of trials; None keeps it.
+    Raises: LeaseHeld if another driver runs it; DriverCrashed on an error that is not a trial's.
+    """
+    ledger = Ledger.at(folder.ledger)
+    config = parse_sweep(ledger.sweep().document, folder.config.name)
+    from sweeps.searcher import Halt
+
+    halt = Halt()
+    try:
+        with Lease(ledger, on_lost=lambda: _lose(halt)), _signals(halt, console, folder):
+            if trials is not None and trials > ledger.sweep().requested:
+                ledger.raise_total(trials)
+            if ledger.sweep().completed_at is not None:
+                console.print("nothing to do: the sweep is finished.")
+                return Outcome(_exit_code(ledger), False)
+            ledger.note_driver("driver started", {"pid": os.getpid(), "address": address})
+            _Drive(folder, ledger, config, console, halt).run(address)
+            return Outcome(INTERRUPTED if halt.requested else _exit_code(ledger), halt.requested)
+    finally:
+        ledger.close()
+
+
+class _Drive:
+    """One attempt of the driver, with the parts that it shares among its phases."""
+
+    def __init__(self, folder: SweepFolder, ledger: Ledger, config: SweepConfig, console: Console, halt: Any) -> None:
+        from sweeps.coordinator import Coordinator
+
+        self.folder, self.ledger, self.config, self.halt, self.console = folder, ledger, config, halt, console
+        self.progress = Progress(ledger, console)
+        self.coordinator = Coordinator(config, ledger, folder, self.progress.say)
+
+    def run(self, address: str | None) -> None:
+        """Train, evaluate, settle the front; raises DriverCrashed after everything is put away."""
+        import ray
+
+        kept = self.coordinator.kept
+        if kept.finished or kept.continuing or kept.to_evaluate or kept.failed:
+            self.console.print(kept.sentence(), highlight=False)
+        prepare_environment()
+        ours = not ray.is_initialized()
+        shares = connect(address, self._plan, self.folder.log)
+        self.console.print(shares.describe(), style="dim", highlight=False)
+        mirror = self._start_mirror()
+        try:
+            with self.progress:
+                self._work(shares)
+        finally:
+            if self.coordinator.pool is not None and self.halt:
+                self.coordinator.pool.cancel()
+            self._close_mirror(mirror)
+            if ours:
+                ray.shutdown()
+        if self.halt.error:
+            self.ledger.note_driver("driver crashed", {"error": self.halt.error})
+            raise DriverCrashed(
+                f"the driver failed; nothing is lost. {self.folder.resume_command} goes on.\n{self.halt.error}"
+            )
+
+    def _plan(self, cpus: float, gpus: float) -> Shares:
+        wanted = self.config.resources
+        return plan_shares(
+            cpus,
+            gpus,
+            concurrent=_number(wanted.concurrent, int),
+            trial_cpus=float(wanted.cpus),
+            trial_gpus=_number(wanted.gpus, float),
+            evaluation_workers=_number(wanted.evaluation.workers, int),
+            evaluation_cpus=float(wanted.evaluation.cpus),
+            evaluation_gpus=_number(wanted.evaluation.gpus, float),
+        )
+
+    def _work(self, shares: Shares) -> None:
+        from sweeps.evaluation import EvaluationPool
+
+        if self.config.attacks is not None:
+            self.coordinator.pool = EvaluationPool(shares)
+        while self.coordinator.training_needed and not self.halt:
+            self._train(shares)
+        if self.coordinator.pool is not None:
+            self.coordinator.pool.use_everything()
+        while not self.halt:
+            self._between()
+            if not (self.coordinator.evaluation_needed or self.coordinator.poll_dear_stages()):
+                break
+            time.sleep(POLL_S)
+        if not self.halt:
+            self.ledger.complete()
+        else:
+            self.ledger.note_driver("interrupted", {"requested": self.halt.requested})
+
+    def _train(self, shares: Shares) -> None:
+        """One fit(): it ends when no training can be needed any more, or on a halt."""
+        from sweeps.searcher import Hooks, LedgerSearcher, tuner
+
+        searcher = LedgerSearcher(self.coordinator, shares.concurrent, self.halt, self._between)
+        hooks = Hooks(self._between, lambda: _install(self._handler), self.halt)
+        resources = {"cpu": shares.trial_cpus, "gpu": shares.trial_gpus}
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        tuner(searcher, hooks, self.halt, resources, self.folder.scratch, name).fit()
+
+    def _between(self) -> None:
+        self.coordinator.poll()
+        self.progress.refresh()
+
+    def _handler(self, *_: Any) -> None:
+        signal_received(self.halt, self.console, self.folder)
+
+    def _start_mirror(self) -> Any:
+        if not self.config.tracking.enabled:
+            return None
+        from sweeps.tracking import Mirror, MirrorThread
+
+        mirror = Mirror(self.ledger, self.folder, self.config.tracking.uri, self.config.tracking.experiment)
+        thread = MirrorThread(mirror)
+        thread.start()
+        return thread
+
+    def _close_mirror(self, mirror: Any) -> None:
+        if mirror is None:
+            return
+        closing = "KILLED" if self.halt else None
+        if not mirror.stop(closing, timeout_s=4.0 if self.halt else 60.0):
+            self.console.print("MLflow is behind: `run_sweep.py sync` completes it later.", style="yellow")
+
+
+def signal_received(halt: Any, console: Console, folder: SweepFolder) -> None:
+    """First signal: stop soon, everything kept. Second: now."""
+    if halt.requested:
+        console.print(f"\nstopped at once. {folder.resume_command}", highlight=False)
+        os._exit(INTERRUPTED)
+    halt.requested = True
+    console.print("\nstopping; once more stops at once.", highlight=False)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def _install(handler: Callable[..., None]) -> None:
+    for number in SIGNALS:
+        signal.signal(number, handler)
+
+
+@contextmanager
+def _signals(halt: Any, console: Console, folder: SweepFolder) -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    _install(lambda *_: signal_received(halt, console, folder))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _lose(halt: Any) -> None:
+    halt.error = "another driver has taken over this sweep's lease; this one writes nothing more."
+
+
+def _exit_code(ledger: Ledger) -> int:
+    return SOME_FAILED if ledger.counts()[State.FAILED] else DONE
+
+
+def _number(value: Any, kind: Callable[[Any], Any]) -> Any:
+    return None if value == "auto" else kind(value)
+
+
+def _load_data(config: SweepConfig) -> Any:
+    from trainables.dataset import load_splits
+    from trainables.registry import load_plugins
+
+    load_plugins(config.plugins)
+    training = config.training.at_defaults()
+    return load_splits(config.data, config.model.at_defaults().img_size, with_selection=training.select == "best")

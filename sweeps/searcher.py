@@ -1,0 +1,180 @@
+"""The three hooks through which Ray Tune runs what the coordinator decides: searcher, stopper, callback.
+
+Tune is a disposable executor here. It is given no state to keep, no stopping rule and no checkpoint of its own; an
+exception inside one of these hooks is an error of the driver, which is recorded and stops it, and never marks a trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.tune import Callback, Stopper
+from ray.tune.search import Searcher
+
+from sweeps.coordinator import Coordinator
+from trainables.tune import Report
+
+
+class Halt:
+    """Why the driver should stop, if it should: the user's wish, or an error of its own."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.error: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.requested or self.error is not None
+
+
+class LedgerSearcher(Searcher):  # type: ignore[misc]
+    """Hands Tune one training after the other and takes their reports to the coordinator."""
+
+    def __init__(self, coordinator: Coordinator, concurrent: int, halt: Halt, between: Callable[[], None]) -> None:
+        """Args: concurrent: most trainings at once; between: called often, for polling and the live view."""
+        super().__init__(metric="report", mode="max")
+        self._coordinator = coordinator
+        self._concurrent = concurrent
+        self._halt = halt
+        self._between = between
+        self._jobs: dict[str, tuple[int, str]] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        return self._guarded(lambda: self._suggest(trial_id), otherwise=Searcher.FINISHED)
+
+    def _suggest(self, trial_id: str) -> Any:
+        self._between()  # with nothing running Tune polls here and nowhere else
+        coordinator = self._coordinator
+        if self._halt or not coordinator.training_needed:
+            return Searcher.FINISHED
+        if coordinator.training_count >= self._concurrent:
+            return None  # a proposal made early would be made without the results that are about to come
+        job = coordinator.next_training()
+        if job is None:
+            return None
+        self._jobs[trial_id] = (job.number, job.token)
+        return job.tune_config()
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._guarded(lambda: self._take(trial_id, result))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._guarded(lambda: self._complete(trial_id, result, error))
+
+    def _take(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._coordinator.take_report(Report.read(result), self._jobs[trial_id][1])
+
+    def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
+        if trial_id not in self._jobs or self._halt:
+            return
+        number, _ = self._jobs.pop(trial_id)
+        if error:  # the process died: an exception inside a step arrives as a report instead
+            self._coordinator.training_failed(number, "crash", "the worker process died; `logs` shows its last words.")
+        elif result is not None:
+            self._coordinator.take_report(Report.read(result), _)
+
+    def _guarded(self, act: Callable[[], Any], otherwise: Any = None) -> Any:
+        if self._halt:
+            return otherwise
+        try:
+            return act()
+        except Exception:
+            self._halt.error = traceback.format_exc()
+            return otherwise
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger has it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing; see `save`."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LedgerSearcher:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Hooks(Callback):  # type: ignore[misc]
+    """Polls while trials run, and remembers their actors so that a halt need not wait for an epoch."""
+
+    def __init__(self, between: Callable[[], None], on_setup: Callable[[], None], halt: Halt) -> None:
+        self.trials: list[Any] = []
+        self._between = between
+        self._on_setup = on_setup
+        self._halt = halt
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        self._on_setup()  # after Ray's and Tune's own signal handlers
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        self.trials = trials
+        try:
+            self._between()
+        except Exception:
+            self._halt.error = self._halt.error or traceback.format_exc()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class HaltStopper(Stopper):  # type: ignore[misc]
+    """Ends fit() when the driver should stop, and kills the trials' actors: at most the current epoch is lost."""
+
+    def __init__(self, halt: Halt, hooks: Hooks) -> None:
+        self._halt = halt
+        self._hooks = hooks
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        if self._halt:
+            for trial in self._hooks.trials:
+                actor = getattr(trial.temporary_state, "ray_actor", None)
+                if actor is not None:
+                    _kill(actor)
+        return bool(self._halt)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def tuner(
+    searcher: LedgerSearcher, hooks: Hooks, halt: Halt, resources: dict[str, float], scratch: Path, name: str
+) -> Any:
+    """Build a fresh Tuner for one attempt of the driver.
+
+    Args: resources: of one trial, as ray.tune.with_resources takes them; name: unique per attempt.
+    """
+    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
+
+    from trainables.tune import TrialTrainable
+
+    return Tuner(
+        with_resources(TrialTrainable, resources),
+        tune_config=TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,  # the default has every hyper-parameter in its name
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(scratch),
+            verbose=0,
+            callbacks=[hooks],
+            stop=HaltStopper(halt, hooks),
+            failure_config=FailureConfig(max_failures=0),
+            checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
+    )
+
+
+def _kill(actor: Any) -> None:
+    with contextlib.suppress(ValueError, TypeError):  # not an actor that Ray knows any more: it is dead already
+        ray.kill(actor)

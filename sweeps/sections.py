@@ -1,0 +1,232 @@
+"""The sections of a sweep beside model, data, training and methods: their fields, defaults and ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
+
+from search_spaces.config import Config, Number
+from search_spaces.space import Space
+from trainables.attack import Threat
+from trainables.config import AttackConfig, attack_config_type
+
+
+def _or_auto(allowed: str) -> WrapValidator:
+    """Say "auto or …" once, instead of one complaint for each member of the union."""
+
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"it should be auto or {allowed}") from None
+
+    return WrapValidator(check)
+
+
+AutoCount = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], _or_auto("a whole number of at least 1")]
+AutoGpus = Annotated[
+    Annotated[Number, Field(ge=0)] | Literal["auto"], _or_auto("a number of at least 0; 0.25 is a quarter of a GPU")
+]
+Cpus = Annotated[Number, Field(gt=0)]
+Objective = Literal["clean_acc", "robust_acc"]
+
+
+class SearchSection(Config):
+    """How configurations are proposed."""
+
+    sampler: Literal["tpe", "random"] = "tpe"
+    """Optuna's multi-objective TPE, or independent random draws."""
+    trials: Annotated[int, Field(ge=1)] = 50
+    """How many configurations the sweep trains."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the sampler and, with the trial's number, of every trial."""
+    startup_trials: Annotated[int, Field(ge=0)] = 10
+    """Random draws before TPE starts to learn from results."""
+    known: tuple[dict[str, Any], ...] = ()
+    """Configurations to try first; parameters that one leaves out are drawn."""
+
+
+class EvaluationResources(Config):
+    """What the attacks may use, apart from the trainings."""
+
+    workers: AutoCount = "auto"
+    """Attack stages that run at the same time."""
+    cpus: Cpus = 1
+    """CPU cores of one stage."""
+    gpus: AutoGpus = "auto"
+    """Share of a GPU that one stage gets; 0 runs it on the CPU."""
+
+
+class ResourcesSection(Config):
+    """What the trainings may use."""
+
+    concurrent: AutoCount = "auto"
+    """Trainings that run at the same time."""
+    cpus: Cpus = 1
+    """CPU cores of one training; whole ones become its threads."""
+    gpus: AutoGpus = "auto"
+    """Share of a GPU that one training gets; auto measures what it needs."""
+    evaluation: EvaluationResources = EvaluationResources()
+
+    @property
+    def threads(self) -> int:
+        """Threads of torch in one training."""
+        return max(1, int(self.cpus))
+
+
+class TrackingSection(Config):
+    """Where MLflow keeps its copy of the sweep."""
+
+    enabled: bool = True
+    uri: str | None = None
+    """MLflow tracking URI; None is a database in the sweep's folder."""
+    experiment: Annotated[str, Field(min_length=1)] = "paretune"
+
+
+class FailuresSection(Config):
+    """What happens when a training raises."""
+
+    retries: Annotated[int, Field(ge=0)] = 1
+    """How often a failed training is tried again."""
+
+
+class GeneralSections(Config):
+    """The sections that need no look at the methods or attacks."""
+
+    name: str | None = None
+    """Name of the sweep and of its folder."""
+    objectives: tuple[Objective, ...] = ("clean_acc", "robust_acc")
+    """What is maximised."""
+    search: SearchSection = SearchSection()
+    resources: ResourcesSection = ResourcesSection()
+    tracking: TrackingSection = TrackingSection()
+    failures: FailuresSection = FailuresSection()
+    plugins: tuple[str, ...] = ()
+    """Python files with further methods, attacks or data sets."""
+
+    @field_validator("name")
+    @classmethod
+    def _stays_in_the_storage_folder(cls, name: str | None) -> str | None:
+        if name is not None:
+            check_name(name)
+        return name
+
+    @field_validator("objectives")
+    @classmethod
+    def _at_least_one_and_no_repeats(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if not objectives or len(set(objectives)) != len(objectives):
+            raise ValueError("a sweep has clean_acc, robust_acc or both as its objectives, each once")
+        return objectives
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless `name` can name a sweep: it becomes a folder's name and must not lead out of there."""
+    allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+    if not (1 <= len(name) <= 64 and set(name) <= set(allowed + "._-") and name[0] in allowed):
+        raise ValueError(
+            "a name is 1 to 64 letters, digits, dots, underscores and hyphens, and starts with a letter or digit"
+        )
+
+
+class Stage(Config):
+    """One attack of a cascade with its own configuration."""
+
+    attack: str
+    """Key of the attack: a file in trainables/attacks, or a plugin."""
+    config: SerializeAsAny[AttackConfig]
+    label: Annotated[str, Field(exclude=True)] = ""
+    """Unique in its cascade: the attack's key, with _2, _3 … when it is there again."""
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _find_config(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, Mapping) and "attack" in info.data:
+            return attack_config_type(info.data["attack"]).model_validate(value)
+        return value
+
+    def plain(self) -> dict[str, Any]:
+        """Return attack and configuration, which decide the verdicts; the label does not."""
+        return super().plain()
+
+
+class TestSection(Config):
+    """The attack on the test split, for members of the front only."""
+
+    __test__ = False  # no test for pytest to collect
+
+    images: Annotated[int, Field(ge=1)] | None = 256
+    """Test images attacked, class-balanced; None takes all."""
+    stages: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
+    """Attacks, in order; None takes those of the validation split."""
+    trials: Annotated[int, Field(ge=1)] = 10
+    """At most so many members of the front."""
+
+
+class AttackSection(Threat):
+    """The attacks as the YAML writes them."""
+
+    images: Annotated[int, Field(ge=1)] | None = 256
+    """Validation images attacked, class-balanced; None takes all."""
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    """Images attacked at once."""
+    stages: Annotated[tuple[Any, ...], Field(min_length=1)] = ("pgd", "autoattack")
+    """The first is the search objective and judges every trial; the others judge what may lie on the front."""
+    evaluate: Literal["front", "all"] = "front"
+    """Whom the later stages judge."""
+    test: TestSection | None = TestSection()
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of every attack's random numbers."""
+
+
+class TestPlan(TestSection):
+    """The test section with its attacks looked up."""
+
+    stages: tuple[Stage, ...]
+
+
+class AttackPlan(AttackSection):
+    """The attack section with its attacks looked up."""
+
+    stages: tuple[Stage, ...]
+    test: TestPlan | None
+
+    @property
+    def threat(self) -> Threat:
+        """The ball that every stage searches."""
+        return Threat(norm=self.norm, epsilon=self.epsilon)
+
+    def as_written(self) -> dict[str, Any]:
+        """Return the plan as YAML would write it, defaults filled in."""
+        test = self.test and {**self.test.plain(), "stages": _as_written(self.test.stages)}
+        return {**self.plain(), "stages": _as_written(self.stages), "test": test}
+
+
+def _as_written(stages: tuple[Stage, ...]) -> list[dict[str, Any]]:
+    return [{stage.attack: stage.config.plain()} for stage in stages]
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One entry of `methods`: a method, or several that are stacked."""
+
+    label: str
+    """``jasmin``, ``jasmin+adversarial``; unique in a sweep."""
+    spaces: Mapping[str, Space[Any]]
+
+    def prefix(self, method: str) -> str:
+        """Return what stands before ``.field`` in the names of a method's parameters."""
+        return method if len(self.spaces) == 1 else f"{self.label}/{method}"
+
+    def plain(self) -> dict[str, Any]:
+        """Return every field of every method as JSON-ready data."""
+        return {name: space.plain() for name, space in self.spaces.items()}

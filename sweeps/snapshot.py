@@ -1,0 +1,165 @@
+"""Snapshot: one reading of a whole ledger, and how its figures are written; terminal, report and MLflow share it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sweeps.ledger import Ledger
+from sweeps.pareto import next_unsettled
+from sweeps.records import Split, StageRecord, State, SweepRecord, TrialRecord
+from sweeps.summary import front_of, objective_values, robust_interval
+
+ABSENT = "–"
+"""Stands where nothing was measured."""
+
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#7A5195",
+    "#8C6D31",
+    "#5B8C2A",
+    "#7F7F7F",
+)
+"""Colours of the methods, the same in report, terminal and MLflow; the first six are Okabe and Ito's, made to be told
+apart by everyone (Okabe and Ito 2008, without yellow and black, which do not show on every background)."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a ledger held at one moment."""
+
+    sweep: SweepRecord
+    trials: tuple[TrialRecord, ...]
+    stages: Mapping[int, tuple[StageRecord, ...]]
+    """Attack stages by trial number; validation before test, in the order of the plan."""
+    front: tuple[TrialRecord, ...]
+    """By falling first objective."""
+
+    @classmethod
+    def read(cls, ledger: Ledger) -> Snapshot:
+        """Read everything but the curves and the events."""
+        sweep, trials = ledger.sweep(), tuple(ledger.trials())
+        stages: dict[int, list[StageRecord]] = defaultdict(list)
+        for stage in ledger.stages():
+            stages[stage.number].append(stage)
+        return cls(sweep, trials, {k: tuple(v) for k, v in stages.items()}, tuple(front_of(trials, sweep.objectives)))
+
+    def stages_of(self, trial: TrialRecord, split: Split | None = None) -> tuple[StageRecord, ...]:
+        """Return a trial's attack stages (on one split)."""
+        return tuple(s for s in self.stages.get(trial.number, ()) if split in (None, s.split))
+
+    def in_state(self, *states: State) -> list[TrialRecord]:
+        """Return the trials in these states."""
+        return [t for t in self.trials if t.state in states]
+
+    @cached_property
+    def on_front(self) -> frozenset[int]:
+        """The numbers of the front's trials."""
+        return frozenset(t.number for t in self.front)
+
+    def is_settled(self) -> bool:
+        """Return whether no attack stage that is still to come can change the front of the trials so far."""
+        valued = [(t, v) for t in self.trials if (v := objective_values(t, self.sweep.objectives)) is not None]
+        return next_unsettled([v for _, v in valued], [t.exact for t, _ in valued]) is None
+
+    @cached_property
+    def colours(self) -> dict[str, str]:
+        """Method → colour; it never changes while the sweep grows."""
+        labels = dict.fromkeys(t.label for t in self.trials)
+        return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
+
+    @cached_property
+    def short_names(self) -> dict[str, str]:
+        """Searched parameter → the shortest end of its dotted name that no other one shares."""
+        return shorten(dict.fromkeys(name for t in self.trials for name in t.params))
+
+    @cached_property
+    def stage_columns(self) -> list[tuple[Split, int, str]]:
+        """Every attack of the sweep as (split, position, label): the validation plan first, then the test's."""
+        planned: dict[tuple[Split, int], str] = {("validation", i): a for i, a in enumerate(self.sweep.planned_stages)}
+        seen = {(s.split, s.position): s.attack for stages in self.stages.values() for s in stages}
+        found = planned | seen
+        order: Sequence[tuple[Split, int]] = sorted(found, key=lambda key: (key[0] != "validation", key[1]))
+        return [(split, position, found[split, position]) for split, position in order]
+
+    def robust(self, trial: TrialRecord) -> str:
+        """Return ``0.500 [0.439, 0.561]``: robust accuracy and its 95 % interval."""
+        if trial.robust_acc is None:
+            return ABSENT
+        interval = robust_interval(self.stages_of(trial), trial.number)
+        return f"{trial.robust_acc:.3f}" + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
+
+
+def shorten(names: Iterable[str]) -> dict[str, str]:
+    """Return the shortest unambiguous end of each dotted name: ``jasmin.k`` → ``k`` if nothing else is called so."""
+    parts = {name: name.split(".") for name in names}
+    short = {}
+    for name, mine in parts.items():
+        ends = (".".join(mine[-length:]) for length in range(1, len(mine) + 1))
+        short[name] = next((e for e in ends if sum(o == e or o.endswith(f".{e}") for o in parts) == 1), name)
+    return short
+
+
+def searched(trial: TrialRecord, short: Mapping[str, str]) -> str:
+    """Return what the sampler drew for a trial, ``k=3 weight=0.00123``; the choice of the method is left out."""
+    drawn = ((short.get(name, name), value) for name, value in trial.params.items() if value != trial.label)
+    return " ".join(f"{name}={number(value)}" for name, value in drawn) or ABSENT
+
+
+def number(value: object) -> str:
+    """Write a value for people: floats with three significant digits, nothing as a dash."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return ABSENT if value is None else str(value)
+
+
+def accuracy(value: float | None) -> str:
+    """Write a fraction in [0, 1] with three decimals."""
+    return ABSENT if value is None else f"{value:.3f}"
+
+
+def exactness(trial: TrialRecord) -> str:
+    """Return whether the robust accuracy is final (exact) or can still fall (bound); a dash before it is measured."""
+    if trial.robust_acc is None:
+        return ABSENT
+    return "exact" if trial.exact else "bound"
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time for people: 42 s, 3.5 min, 2.1 h."""
+    if seconds is None:
+        return ABSENT
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def last_line(text: str | None) -> str:
+    """Return the last line of a traceback, which says what went wrong."""
+    return next((line.strip() for line in reversed((text or "").splitlines()) if line.strip()), "")
+
+
+def without_passwords(text: str) -> str:
+    """Return a text that may be shown: ``http://user:secret@host`` → ``http://user:***@host``."""
+    return re.sub(r"(://[^/\s:@\"']*):[^/\s@\"']+@", r"\1:***@", text)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested data under dotted names, lists as JSON: {"a": {"b": [1]}} → {"a.b": "[1]"}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = json.dumps(value) if isinstance(value, list | tuple) else value
+    return flat

@@ -1,0 +1,125 @@
+"""The Optuna study, rebuilt in memory from the ledger at every start, and the sampler that proposes trials.
+
+The sampler is made anew before every proposal from (sweep seed, trial number). A proposal therefore depends on its
+number and on what has been told, never on how often the driver was restarted; a sampler that carried its own random
+state would repeat itself after a restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from sweeps.records import StageRecord, State, TrialRecord
+from sweeps.summary import objective_values
+
+if TYPE_CHECKING:
+    from sweeps.config import SweepConfig
+    from trainables.config import TrialConfig
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+_STATES = {State.FINISHED: TrialState.COMPLETE, State.STOPPED: TrialState.PRUNED, State.FAILED: TrialState.FAIL}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial that the sampler asks for; nothing of it exists until the ledger has committed it."""
+
+    number: int
+    config: TrialConfig
+    params: Mapping[str, Any]
+    distributions: Mapping[str, str]
+    seed: int
+
+
+def derive_seed(seed: int, *purpose: object) -> int:
+    """Return a seed in [0, 2³¹) that depends on the sweep's seed and on what it is for, and on nothing else."""
+    text = "/".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+
+
+class SearchStudy:
+    """Asks for trials and is told each finished one once."""
+
+    def __init__(self, config: SweepConfig, trials: Sequence[TrialRecord], stages: Sequence[StageRecord] = ()) -> None:
+        """Rebuild the study.
+
+        Args:
+            trials: every trial of the ledger, by number; open ones count as running.
+            stages: every attack stage of the ledger; a trial is told its first one, whatever came later.
+        """
+        self._config = config
+        self._study = optuna.create_study(directions=["maximize"] * len(config.objectives))
+        first = {s.number: s for s in stages if s.split == "validation" and s.position == 0}
+        for trial in trials:
+            self._study.add_trial(frozen_trial(trial, told_values(trial, first.get(trial.number), config.objectives)))
+
+    def propose(self, number: int) -> Proposal:
+        """Draw trial `number`, the next one: a known configuration while there are any, then the sampler's choice."""
+        search = self._config.search
+        self._study.sampler = make_sampler(
+            search.sampler, derive_seed(search.seed, "sampler", number), search.startup_trials
+        )
+        known = self._config.known_params(number)
+        if known is not None:
+            self._study.enqueue_trial(known)
+        trial = self._study.ask()
+        if trial.number != number:
+            raise RuntimeError(f"the study is at trial {trial.number}, the ledger at {number}")
+        config = self._config.suggest(trial)
+        distributions = {name: distribution_to_json(d) for name, d in trial.distributions.items()}
+        return Proposal(number, config, trial.params, distributions, derive_seed(search.seed, "trial", number))
+
+    def tell(self, trial: TrialRecord) -> None:
+        """Tell the study how a trial ended; its record is final for the search from here on."""
+        values = objective_values(trial, self._config.objectives)  # only the first stage has run
+        state = _STATES[trial.state]
+        self._study.tell(trial.number, values if state is TrialState.COMPLETE else None, state=state)
+
+
+def make_sampler(kind: str, seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:
+    """Build a sampler: "tpe" (multivariate, grouped by the conditional spaces, constant liar) or "random"."""
+    if kind == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=startup_trials, multivariate=True, group=True, constant_liar=True
+        )
+
+
+def told_values(trial: TrialRecord, first_stage: StageRecord | None, objectives: Sequence[str]) -> tuple[float, ...]:
+    """Return a finished trial's objectives as the search is told them: robust accuracy after the first attack."""
+    told = {
+        "clean_acc": trial.clean_acc,
+        "robust_acc": trial.robust_acc if first_stage is None else first_stage.accuracy,
+    }
+    return tuple(value for name in objectives if (value := told[name]) is not None)
+
+
+def frozen_trial(trial: TrialRecord, told: Sequence[float], attributes: Mapping[str, Any] | None = None) -> FrozenTrial:
+    """Return Optuna's view of a trial; open ones are RUNNING.
+
+    Args: told: values of a finished trial; attributes: Optuna's user attributes.
+    """
+    state = _STATES.get(trial.state, TrialState.RUNNING)
+    frozen = create_trial(
+        state=state,
+        values=list(told) if state is TrialState.COMPLETE else None,
+        params=dict(trial.params),
+        distributions={name: json_to_distribution(text) for name, text in trial.distributions.items()},
+        user_attrs=dict(attributes or {}),
+    )
+    frozen.datetime_start = datetime.fromtimestamp(trial.started_at or trial.created_at)
+    if state.is_finished():
+        frozen.datetime_complete = datetime.fromtimestamp(trial.ended_at or trial.updated_at)
+    return frozen

@@ -1,0 +1,123 @@
+"""What the terminal shows at the end of a sweep: the front as a short table and as a small picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from string import ascii_lowercase
+
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.ledger import Ledger
+from sweeps.records import TrialRecord
+from sweeps.snapshot import Snapshot, accuracy, exactness, searched
+from sweeps.summary import objective_values
+
+Point = tuple[float, float, TrialRecord]
+
+
+def front_table(ledger: Ledger) -> Table:
+    """Return the front, one row per trial, by falling clean accuracy."""
+    snapshot = Snapshot.read(ledger)
+    short, colours = snapshot.short_names, snapshot.colours
+    table = Table(title=_title(snapshot), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("trial", justify="right")
+    table.add_column("method", no_wrap=True)
+    table.add_column("searched", overflow="fold")
+    for name in ("clean", "robust [95 %]", "", "test clean", "test robust"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=bool(name))
+    for trial in snapshot.front:
+        table.add_row(
+            str(trial.number),
+            Text(trial.label, colours[trial.label]),
+            searched(trial, short),
+            accuracy(trial.clean_acc),
+            snapshot.robust(trial),
+            exactness(trial),
+            accuracy(trial.test_clean_acc),
+            accuracy(trial.test_robust_acc),
+        )
+    return table
+
+
+def _title(snapshot: Snapshot) -> str:
+    count = len(snapshot.front)
+    if not count:
+        return "The front is empty: no trial has all its values yet."
+    settled = "" if snapshot.is_settled() else ", not settled yet: attacks that are still to run may change it"
+    return f"Pareto front: {count} trial{'s' * (count != 1)} (validation{settled})"
+
+
+def front_scatter(ledger: Ledger, width: int = 60, height: int = 16) -> Text:
+    """Return clean against robust accuracy as text, width × height characters within the axes; empty without a point.
+
+    Every method has a letter: a bold capital on the front, a small one elsewhere, dim where robust is only a bound.
+    """
+    snapshot = Snapshot.read(ledger)
+    across, up, points = _points(snapshot)
+    if not points:
+        return Text()
+    colours = snapshot.colours
+    letters, first = choose_letters(list(colours)), snapshot.on_front
+    xs, ys = _limits([x for x, _, _ in points]), _limits([y for _, y, _ in points])
+    cells: dict[tuple[int, int], tuple[str, Style]] = {}
+    for x, y, trial in sorted(
+        points, key=lambda p: (p[2].number in snapshot.on_front, p[2].exact)
+    ):  # the front is drawn last
+        letter, leads = letters[trial.label], trial.number in first
+        style = Style(color=colours[trial.label], bold=leads, dim=not trial.exact)
+        cells[_scale(y, ys, height), _scale(x, xs, width)] = letter.upper() if leads else letter, style
+    picture = Text(f"{up}\n") + _rows(cells, ys, width, height) + _axis(xs, width)
+    picture.append(f"{' ' * 8}{across} →   ")
+    for label, letter in letters.items():
+        picture.append(letter.upper(), Style(color=colours[label], bold=True)).append(f" {label}   ")
+    return picture.append("capital: on the front")
+
+
+def _points(snapshot: Snapshot) -> tuple[str, str, list[Point]]:
+    """Name the axes and list the finished trials; a sweep without robust accuracies goes against the trial's number."""
+    valued = [t for t in snapshot.trials if objective_values(t, snapshot.sweep.objectives)]
+    both = [(t.clean_acc, t.robust_acc, t) for t in valued if t.clean_acc is not None and t.robust_acc is not None]
+    if both:
+        return "clean", "robust", both
+    return "trial", "clean", [(float(t.number), t.clean_acc, t) for t in valued if t.clean_acc is not None]
+
+
+def choose_letters(labels: Sequence[str]) -> dict[str, str]:
+    """Return a small letter per method, its first one that is free: ["msvp", "max"] → {"msvp": "m", "max": "a"}."""
+    taken: dict[str, str] = {}
+    for label in labels:
+        wanted = [c for c in label.lower() + ascii_lowercase if c in ascii_lowercase]
+        taken[label] = next((c for c in wanted if c not in taken.values()), "?")
+    return taken
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.05, high + 0.05)
+
+
+def _scale(value: float, limits: tuple[float, float], cells: int) -> int:
+    return round((value - limits[0]) / (limits[1] - limits[0]) * (cells - 1))
+
+
+def _rows(
+    cells: Mapping[tuple[int, int], tuple[str, Style]], limits: tuple[float, float], width: int, height: int
+) -> Text:
+    """Lay the cells out from the highest row down, every fifth row with its value."""
+    rows = Text()
+    for row in reversed(range(height)):
+        value = limits[0] + (limits[1] - limits[0]) * row / (height - 1)
+        rows.append(f"{value:6.3f} ┤" if row % 5 == 0 else " " * 7 + "│")
+        for column in range(width):
+            rows.append(*cells.get((row, column), (" ", None)))
+        rows.rstrip()
+        rows.append("\n")
+    return rows
+
+
+def _axis(limits: tuple[float, float], width: int) -> Text:
+    low, middle, high = (f"{value:.3g}" for value in (limits[0], sum(limits) / 2, limits[1]))
+    numbers = f"{low}{middle.center(width - len(low) - len(high))}{high}"
+    return Text(f"{' ' * 7}└{'─' * width}\n{' ' * 8}{numbers}\n")

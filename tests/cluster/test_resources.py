@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.resources import Shares, plan_shares
+
+AUTO = {
+    "concurrent": None,
+    "trial_cpus": 1.0,
+    "trial_gpus": None,
+    "evaluation_workers": None,
+    "evaluation_cpus": 1.0,
+    "evaluation_gpus": None,
+}
+
+
+def test_a_laptop_without_gpu_trains_on_every_core_with_evaluation_beside() -> None:
+    shares = plan_shares(2, 0, **AUTO)
+    assert shares == Shares(2, 1.0, 0.0, 1, 1.0, 0.0)
+
+
+def test_one_gpu_is_divided_between_training_and_evaluation() -> None:
+    shares = plan_shares(16, 1, **AUTO)
+    assert (shares.concurrent, shares.trial_gpus, shares.evaluation_gpus) == (1, 0.75, 0.25)
+
+
+def test_a_pinned_gpu_share_decides_how_many_trials_fit() -> None:
+    shares = plan_shares(64, 2, **{**AUTO, "trial_gpus": 0.25})
+    assert shares.concurrent == 3 + 4  # one quarter of the first device is evaluation's
+
+
+def test_a_pinned_number_of_trials_wins() -> None:
+    assert plan_shares(8, 0, **{**AUTO, "concurrent": 3}).concurrent == 3
+
+
+@given(
+    cpus=st.integers(1, 64),
+    gpus=st.integers(0, 8),
+    share=st.sampled_from([0.1, 0.25, 0.3, 0.5, 0.75, 1.0]),
+    attack=st.sampled_from([0.1, 0.25, 0.5]),
+)
+def test_planned_gpu_shares_never_exceed_the_devices(cpus: int, gpus: int, share: float, attack: float) -> None:
+    shares = plan_shares(
+        cpus, gpus, **{**AUTO, "trial_gpus": share if gpus else 0.0, "evaluation_gpus": attack if gpus else 0.0}
+    )
+    used = shares.concurrent * shares.trial_gpus + shares.evaluation_workers * shares.evaluation_gpus
+    assert shares.concurrent >= 1
+    assert used <= gpus + 1e-9 or shares.concurrent == 1
+
+
+def test_draining_workers_fit_where_the_trials_were() -> None:
+    assert Shares(2, 1, 0, 1, 1, 0).draining_workers == 2
+    assert Shares(2, 4, 0, 1, 2, 0).draining_workers == 4
+    assert Shares(3, 1, 0.75, 1, 1, 0.25).draining_workers == 3

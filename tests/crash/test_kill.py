@@ -1,0 +1,126 @@
+"""`kill -9` of the driver at every kind of moment, then `resume`: nothing lost, nothing done twice."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.export import export_json
+from sweeps.ledger import Ledger
+from sweeps.records import State
+from sweeps.summary import status
+from tests.crash.drivers import Driver, launch, ledger_says, open_ledger, resume
+
+pytestmark = pytest.mark.ray
+
+TRIALS = 8
+
+POINTS = (
+    "mlflow.note:1",
+    "propose.commit:2",
+    "train.start:1",
+    "epochs.commit:2",
+    "trained.commit:1",
+    "stage.start:1",
+    "stage.adopt:2",
+)
+"""Done and not yet committed: a run created, a trial asked for, started but not handed to Tune, checkpointed, …"""
+
+
+def results(ledger: Ledger) -> dict[str, Any]:
+    """What must not depend on interruptions: everything but times, attempts and run ids."""
+    keys = ("number", "state", "config", "params", "seed", "clean_acc", "robust_acc", "exact", "epochs", "error")
+    keys += ("test_clean_acc", "test_robust_acc")
+    trials = [{k: t[k] for k in keys} for t in export_json(ledger)["trials"]]
+    weights = [t.weights_digest for t in ledger.trials()]
+    return {"trials": trials, "weights": weights, "front": status(ledger)["front"]}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    storage = tmp_path_factory.mktemp("undisturbed")
+    driver = launch(storage)
+    assert driver.wait() == 0, driver.text()
+    ledger = open_ledger(storage)
+    assert len(ledger.trials([State.FINISHED])) == TRIALS
+    return results(ledger)
+
+
+def assert_whole(storage: Path, undisturbed: dict[str, Any]) -> None:
+    """The sweep is finished, equals the undisturbed one bit for bit, and nothing in it was done twice."""
+    ledger = open_ledger(storage)
+    found = status(ledger)
+    assert found["state"] == "finished"
+    assert found["open"] == []
+    assert results(ledger) == undisturbed
+    kinds = Counter((event.number, event.kind) for event in ledger.events())
+    for number in range(TRIALS):
+        assert kinds[number, "proposed"] == kinds[number, "trained"] == kinds[number, "finished"] == 1
+        log = (storage / "s" / "trials" / f"{number:05d}" / "log.txt").read_text()
+        epochs = re.findall(r"epoch (\d+): ", log)
+        assert len(epochs) == len(set(epochs)), f"trial {number} trained an epoch twice:\n{log}"
+    ended = Counter((e.number, str(e.detail)) for e in ledger.events() if e.kind == "stage done")
+    assert all(count == 1 for count in ended.values())
+    assert_mirrored(ledger)
+
+
+def assert_mirrored(ledger: Ledger) -> None:
+    """MLflow has one finished parent and one finished run per trial."""
+    from mlflow import MlflowClient
+
+    sweep = ledger.sweep()
+    assert sweep.mlflow_uri is not None
+    assert sweep.mlflow_experiment_id is not None
+    runs = MlflowClient(sweep.mlflow_uri).search_runs(
+        [sweep.mlflow_experiment_id], f"tags.`sweep.id` = '{sweep.id}'", max_results=1000
+    )
+    roles = Counter(run.data.tags["sweep.role"] for run in runs)
+    assert roles == {"sweep": 1, "trial": TRIALS}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert sorted(int(r.data.tags["trial.number"]) for r in runs if "trial.number" in r.data.tags) == list(
+        range(TRIALS)
+    )
+
+
+def test_a_sweep_that_is_stopped_in_every_way_ends_as_if_it_had_not_been(
+    tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    """One sweep meets Ctrl-C, seven kills between an act and its commit, one in training and one in evaluation."""
+    stop_with_ctrl_c(launch(tmp_path), tmp_path)
+    for point in POINTS:
+        driver = resume(tmp_path, kill_at=point)
+        assert driver.wait() == -signal.SIGKILL, f"{point} was never reached:\n{driver.text()}"
+    kill_when(tmp_path, lambda ledger: any(0 < t.epochs < 4 for t in ledger.trials([State.TRAINING])))
+    kill_when(tmp_path, lambda ledger: any(s.state == "running" for s in ledger.stages()))
+    found = status(open_ledger(tmp_path))
+    assert found["state"] == "interrupted"
+    assert {item["state"] for item in found["open"]} <= {"proposed", "training", "trained", "evaluating"}
+    last = resume(tmp_path)
+    assert last.wait() == 0, last.text()
+    assert "finished kept" in last.text()
+    assert_whole(tmp_path, undisturbed)
+    again = resume(tmp_path)
+    assert again.wait() == 0
+    assert "nothing to do" in again.text()
+
+
+def stop_with_ctrl_c(driver: Driver, storage: Path) -> None:
+    driver.signal_when(signal.SIGINT, ledger_says(storage, lambda ledger: any(t.epochs for t in ledger.trials())))
+    asked = time.monotonic()
+    assert driver.wait() == 130, driver.text()
+    assert time.monotonic() - asked < 10
+    assert "run_sweep.py resume s" in driver.text()
+    assert status(open_ledger(storage))["state"] == "interrupted"
+
+
+def kill_when(storage: Path, happened: Callable[[Ledger], bool]) -> None:
+    driver = resume(storage)
+    driver.signal_when(signal.SIGKILL, ledger_says(storage, happened))
+    assert driver.wait() == -signal.SIGKILL

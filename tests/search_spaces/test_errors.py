@@ -1,0 +1,22 @@
+"""Problems and the text that people see."""
+
+from __future__ import annotations
+
+from search_spaces.errors import ConfigError, Problem, dotted_path
+
+
+def test_a_path_is_written_as_a_person_would() -> None:
+    assert dotted_path(("methods", 1, "jasmin", "k")) == "methods[1].jasmin.k"
+    assert dotted_path(()) == ""
+
+
+def test_a_problem_leads_with_file_line_and_path() -> None:
+    problem = Problem(("training", "epochs"), "found 0.", "Use 1.", "sweep.yaml", 7)
+    assert str(problem) == "sweep.yaml:7: training.epochs: found 0. Use 1."
+    assert str(Problem((), "empty.")) == "empty."
+
+
+def test_an_error_lists_all_problems_and_counts_them() -> None:
+    error = ConfigError([Problem(("a",), "one."), Problem(("b",), "two.")])
+    assert str(error) == "2 problems in the configuration:\n  a: one.\n  b: two."
+    assert str(ConfigError([Problem(("a",), "one.")])).startswith("1 problem in")

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from search_spaces.errors import SweepError
+from sweeps.export import export_csv, export_json, export_optuna
+from sweeps.lease import Lease
+from sweeps.ledger import Ledger
+from sweeps.snapshot import flatten
+from tests.sweeps import ledgers
+
+
+def test_json_has_the_sweep_and_every_trial(unfinished: Ledger) -> None:
+    found = export_json(unfinished)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["sweep"]["front"] == [0, 1, 2]
+    assert found["sweep"]["front_settled"] is True
+    assert found["sweep"]["environment"]["git"]["revision"] == "0123abcd"
+    assert [t["number"] for t in found["trials"]] == list(range(8))
+    assert found["trials"][4]["error"]["text"] == ledgers.TRACEBACK
+    assert [len(t["attacks"]) for t in found["trials"]] == [2, 2, 4, 1, 0, 0, 0, 1]
+
+
+def test_csv_has_one_row_per_trial_failures_included(unfinished: Ledger) -> None:
+    rows = list(csv.DictReader(io.StringIO(export_csv(unfinished))))
+    assert [row["number"] for row in rows] == [str(n) for n in range(8)]
+    assert [row["front"] for row in rows[:4]] == ["True", "True", "True", "False"]
+    assert (rows[2]["test.autoattack.survivors"], rows[2]["test_robust_acc"]) == ("170", str(170 / 256))
+    assert (rows[3]["validation.pgd.survivors"], rows[3]["validation.autoattack.survivors"]) == ("150", "")
+    assert rows[4]["error"] == "search_spaces.errors.LossDiverged: the loss of step 12 is <nan>"
+    assert rows[1]["config.methods.jasmin.k"] == "4"
+    assert rows[0]["config.methods.jasmin.k"] == ""
+    assert float(rows[0]["config.training.learning_rate"]) == unfinished.trial(0).params["training.learning_rate"]
+
+
+def test_csv_of_an_empty_sweep_is_empty(open_ledger: Callable[..., Ledger]) -> None:
+    assert export_csv(open_ledger()).strip() == ""
+
+
+def test_flat_names_are_dotted() -> None:
+    assert flatten({"a": {"b": {"c": 1}, "d": [1, 2]}, "e": None}) == {"a.b.c": 1, "a.d": "[1, 2]", "e": None}
+
+
+def test_the_optuna_study_holds_what_the_search_was_told(unfinished: Ledger, tmp_path: Path) -> None:
+    import optuna
+    from optuna.trial import TrialState
+
+    path = export_optuna(unfinished, tmp_path / "study.db")
+    assert [p.name for p in tmp_path.glob("*study*")] == ["study.db"]
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    study = optuna.load_study(study_name="digits", storage=storage)
+    assert study.directions == [optuna.study.StudyDirection.MAXIMIZE] * 2
+    trials = study.trials
+    assert [t.state for t in trials] == [
+        *[TrialState.COMPLETE] * 4,
+        TrialState.FAIL,
+        *[TrialState.RUNNING] * 3,
+    ]
+    assert trials[2].values == [0.80, 200 / 256]  # after the first attack, as every trial's
+    assert trials[2].user_attrs["robust_acc"] == 180 / 256
+    assert trials[2].user_attrs["test_robust_acc"] == 170 / 256
+    assert [t.number for t in trials] == [t.user_attrs["trial"] for t in trials]
+    for mine, theirs in zip(unfinished.trials(), trials, strict=True):
+        assert theirs.params == mine.params
+        assert theirs.user_attrs["method"] == mine.label
+    assert trials[2].duration is not None
+    storage.engine.dispose()
+
+
+def test_a_stopped_trial_is_pruned_without_values(open_ledger: Callable[..., Ledger], tmp_path: Path) -> None:
+    import optuna
+
+    ledger = open_ledger(objectives=("robust_acc",))
+    with Lease(ledger):
+        ledgers.propose(ledger, 0)
+        ledger.start_training(0)
+        with ledger._write() as connection:
+            ledger._move(connection, 0, ledgers.State.STOPPED, {})
+    storage = optuna.storages.RDBStorage(f"sqlite:///{export_optuna(ledger, tmp_path / 'study.db')}")
+    (trial,) = optuna.load_study(study_name="digits", storage=storage).trials
+    assert (trial.state, trial.values) == (optuna.trial.TrialState.PRUNED, None)
+    storage.engine.dispose()
+
+
+def test_no_file_is_overwritten(unfinished: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    path.write_text("mine")
+    with pytest.raises(SweepError, match="exists"):
+        export_optuna(unfinished, path)
+    assert path.read_text() == "mine"

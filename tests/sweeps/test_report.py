@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markupsafe import escape
+
+from sweeps.figures import front_figure
+from sweeps.folder import SweepFolder
+from sweeps.lease import Lease
+from sweeps.ledger import Ledger
+from sweeps.report import build_report, render_html, render_markdown
+from sweeps.snapshot import PALETTE, Snapshot, shorten, without_passwords
+from tests.sweeps import ledgers
+
+EVIL = '</script><script>alert("1")</script><img src=x onerror=alert(2)>|'
+
+
+class Page(HTMLParser):
+    """Counts elements and remembers attributes that would fetch something."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [value or "" for name, value in attrs if name == "src" or (tag == "link" and name == "href")]
+
+
+def page_of(ledger: Ledger) -> str:
+    return render_html(Snapshot.read(ledger), "finished", "ui")
+
+
+def figure_of(page: str) -> dict[str, Any]:
+    found = re.search(r"^const figure = (.*);$", page, re.MULTILINE)
+    assert found
+    figure: dict[str, Any] = json.loads(found.group(1))
+    return figure
+
+
+def test_the_report_has_every_trial_its_attacks_and_the_failures(unfinished: Ledger, folder: SweepFolder) -> None:
+    page, markdown = (path.read_text() for path in build_report(unfinished, folder))
+    for number in range(8):
+        assert f'id="trial-{number}"' in page
+        assert f"\n| {number} | " in markdown
+    assert page.count('<tr id="trial-') == 8
+    assert "0.781 [0.727, 0.828] 200/256" in page  # PGD on trial 2
+    assert "0.664 [0.604, 0.719] 170/256" in page  # AutoAttack on its test images
+    assert escape(ledgers.TRACEBACK) in page
+    assert "square: loss did not fall" in page
+    assert "0123abcd" in page
+    assert "linf, ε = 8/255) on 256 validation images" in page
+    assert "0.703 [0.644, 0.756]" in markdown
+
+
+def test_the_report_opens_offline(unfinished: Ledger) -> None:
+    page = page_of(unfinished)
+    assert Page(page).fetched == []
+    assert "@import" not in page.partition("<script>")[0]
+    assert "Plotly.newPlot" in page
+
+
+def test_what_the_ledger_says_cannot_become_markup(open_ledger: Callable[..., Ledger]) -> None:
+    ledger = open_ledger(document={"name": EVIL}, environment={EVIL: EVIL})
+    with Lease(ledger):
+        for number in (0, 1):
+            ledgers.propose(ledger, number, EVIL)
+        ledgers.train(ledger, 0, 0.9)
+        ledgers.attack(ledger, 0, 100, exact=True)
+        ledger.fail(1, EVIL, EVIL)
+    page = page_of(ledger)
+    plain = Page(page).tags
+    assert "img" not in plain
+    assert plain.count("script") == 3
+    hover = next(t for t in figure_of(page)["data"] if t["name"] == EVIL)["hovertext"][0]
+    assert "<script>" not in hover
+    assert "&#124;" in render_markdown(Snapshot.read(ledger), "running")
+
+
+def test_passwords_are_not_shown(open_ledger: Callable[..., Ledger]) -> None:
+    assert without_passwords("postgresql://ann:s3cret@db/x") == "postgresql://ann:***@db/x"
+    assert without_passwords("http://host:5000/a@b") == "http://host:5000/a@b"
+    ledger = open_ledger(document={"tracking": {"uri": "https://ann:s3cret@mlflow.example"}})
+    assert "s3cret" not in page_of(ledger)
+
+
+@pytest.mark.parametrize("objectives", [("clean_acc", "robust_acc"), ("clean_acc",), ("robust_acc",)])
+def test_one_objective_is_enough(open_ledger: Callable[..., Ledger], objectives: tuple[str, ...]) -> None:
+    ledger = open_ledger(ledgers.unfinished, objectives=objectives)
+    page = page_of(ledger)
+    assert page.count('class="front"') == (3 if len(objectives) == 2 else 1)
+    assert figure_of(page)["layout"]["yaxis"]["title"]["text"] == "robust accuracy (validation)"
+
+
+def test_without_attacks_clean_accuracy_goes_against_the_trials_number(open_ledger: Callable[..., Ledger]) -> None:
+    ledger = open_ledger(objectives=("clean_acc",), planned_stages=())
+    with Lease(ledger):
+        for number, clean in enumerate((0.8, 0.9)):
+            ledgers.propose(ledger, number, "plain")
+            ledgers.train(ledger, number, clean)
+            ledger.finish_without_attack(number)
+    figure = figure_of(page_of(ledger))
+    assert [trace["y"] for trace in figure["data"]] == [[0.8], [0.9]]
+    assert figure["layout"]["xaxis"]["title"]["text"] == "trial"
+
+
+def test_a_sweep_without_a_finished_trial_has_a_report(open_ledger: Callable[..., Ledger], folder: SweepFolder) -> None:
+    ledger = open_ledger()
+    assert "No trial has all its values yet." in page_of(ledger)
+    with Lease(ledger):
+        ledgers.propose(ledger, 0)
+        ledger.fail(0, "nan", "boom")
+    page, _ = build_report(ledger, folder)
+    assert "nan: boom" in page.read_text()
+    assert "Plotly" not in page.read_text()
+
+
+def test_a_front_that_may_still_change_says_so(open_ledger: Callable[..., Ledger]) -> None:
+    ledger = open_ledger()
+    with Lease(ledger):
+        ledgers.finish(ledger, 0, "plain", 0.9, 100, 90)
+        assert "Not settled yet" not in page_of(ledger)
+        ledgers.finish(ledger, 1, "plain", 0.95, 100, None)
+        assert "Not settled yet" in page_of(ledger)
+        ledgers.finish(ledger, 2, "plain", 0.8, 80, None)  # dominated whatever happens
+        ledgers.attack(ledger, 1, 50, position=1, exact=True)
+        assert "Not settled yet" not in page_of(ledger)
+
+
+def test_points_are_hollow_for_bounds_and_large_on_the_front(unfinished: Ledger) -> None:
+    figure = front_figure(Snapshot.read(unfinished))
+    assert figure is not None
+    border, *traces = figure["data"]
+    assert (border["x"], border["line"]["shape"]) == ([0.80, 0.90, 0.95], "vh")
+    by_trial = {trace["customdata"][0]: trace for trace in traces}
+    assert by_trial[3]["marker"]["symbol"] == "circle-open"
+    assert by_trial[2]["marker"]["size"] > by_trial[3]["marker"]["size"]
+    assert by_trial[1]["marker"]["color"] == by_trial[3]["marker"]["color"] == PALETTE[1]
+    shown = [trace["name"] for trace in traces if trace["showlegend"]]
+    assert sorted(shown) == ["adversarial", "jasmin", "plain"]
+    for fact in ("trial 3", "jasmin", "k=", "clean 0.780", "robust 0.586 [0.525, 0.645] bound"):
+        assert fact in by_trial[3]["hovertext"][0]
+
+
+def test_a_method_keeps_its_colour_while_the_sweep_grows(unfinished: Ledger) -> None:
+    whole = Snapshot.read(unfinished)
+    for count in range(1, 9):
+        part = replace(whole, trials=whole.trials[:count])
+        assert part.colours.items() <= whole.colours.items()
+
+
+def test_short_names_are_unambiguous() -> None:
+    names = ["jasmin.k", "training.learning_rate", "a+b.a.weight", "a+b.b.weight", "k2"]
+    assert list(shorten(names).values()) == ["k", "learning_rate", "a.weight", "b.weight", "k2"]
+    assert shorten(["x.k", "k"]) == {"x.k": "x.k", "k": "k"}
+
+
+def test_failures_with_the_same_last_line_are_told_once(open_ledger: Callable[..., Ledger]) -> None:
+    ledger = open_ledger()
+    with Lease(ledger):
+        for number in range(3):
+            ledgers.propose(ledger, number)
+            ledger.fail(number, "exception", f"in trial {number}\nCUDA out of memory")
+    page = page_of(ledger)
+    assert page.count("<details>") == 2  # this one and the configuration
+    assert "in trial 0" in page
+    assert ">2</a></summary>" in page
+
+
+def test_a_thousand_trials_are_reported_in_seconds(unfinished: Ledger) -> None:
+    few = Snapshot.read(unfinished)
+    trials, stages = [], {}
+    for number in range(1000):
+        like = few.trials[number % len(few.trials)]
+        trials.append(replace(like, number=number))
+        stages[number] = tuple(replace(s, number=number) for s in few.stages.get(like.number, ()))
+    many = replace(few, trials=tuple(trials), stages=stages)
+    started = time.perf_counter()
+    page = render_html(many, "finished", "ui")
+    assert time.perf_counter() - started < 15
+    assert len(page.encode()) < 8e6
+
+
+def test_a_report_is_replaced_as_a_whole(
+    unfinished: Ledger, folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, _ = build_report(unfinished, folder)
+    before = page.read_text()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_report(unfinished, folder)
+    assert page.read_text() == before
+
+
+@pytest.mark.slow
+def test_a_browser_draws_the_front_and_sorts_the_table(unfinished: Ledger, folder: SweepFolder, tmp_path: Path) -> None:
+    browser = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("needs chromium")
+    path, _ = build_report(unfinished, folder)
+    click = '<script>document.querySelectorAll("table.sortable th")[4].click()</script></html>'
+    path.write_text(path.read_text().replace("</html>", click))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [browser, *flags, "--virtual-time-budget=10000", "--dump-dom", path.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert dom.count('class="point plotly-customdata"') == 4
+    rows = re.findall(r'<tr id="trial-(\d)"', dom)
+    assert rows[:5] == ["0", "1", "7", "2", "3"]  # by falling clean accuracy, what is not measured last

@@ -1,0 +1,177 @@
+"""The command line as a user meets it: answers, errors, exit codes, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import run_sweep
+from sweeps.folder import SweepFolder
+from sweeps.lease import Lease
+from sweeps.ledger import Ledger
+from sweeps.records import SweepRecord
+
+ROOT = Path(__file__).resolve().parents[1]
+YAML = """
+model: {img_size: 8, patch_size: 2, embed_dim: 24, depth: 2, num_heads: 2}
+data: {name: digits, train_images: 100, validation_images: 40, test_images: 40}
+training: {epochs: 1, learning_rate: 0.003, batch_size: 50}
+methods: [plain, {jasmin: {k: [0, 4]}}]
+attacks: {epsilon: 0.05, images: 20, stages: [{pgd: {steps: 2}}], test: null}
+search: {trials: 2}
+"""
+
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process and return what it printed; its exit code must be `code`."""
+
+    def call(*arguments: str, cwd: Path, code: int = 0) -> str:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setenv("COLUMNS", "120")
+        monkeypatch.setattr(sys, "argv", ["run_sweep.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            run_sweep.main()
+        printed = capsys.readouterr()
+        assert (ended.value.code or 0) == code, printed
+        return printed.out + printed.err
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "s.yaml").write_text(YAML)
+    return tmp_path
+
+
+@pytest.fixture
+def sweep(folder: Path) -> Path:
+    """A sweep with one open trial whose driver is gone."""
+    place = SweepFolder(folder / "runs", "s")
+    place.root.mkdir(parents=True)
+    place.config.write_text(YAML)
+    ledger = Ledger.at(place.ledger)
+    from sweeps.config import read_sweep
+
+    document = read_sweep(folder / "s.yaml").document
+    ledger.create(SweepRecord("id", "s", 0.0, 2, document, ("clean_acc", "robust_acc"), ("pgd",), {}, "data"))
+    with Lease(ledger):
+        ledger.propose(0, "plain", {}, {}, {}, 1)
+        ledger.start_training(0)
+    ledger.close()
+    return folder
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("status", "s"), ("status", "s", "--json")])
+def test_help_and_status_import_nothing_heavy(sweep: Path, arguments: tuple[str, ...]) -> None:
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['run_sweep.py', *{list(arguments)!r}]\n"
+        "try: runpy.run_path(r'%s', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'ray', 'optuna', 'mlflow', 'timm', 'plotly'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    ) % (ROOT / "run_sweep.py")
+    done = subprocess.run([sys.executable, "-c", code], cwd=sweep, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_status_of_a_dead_driver_names_the_open_trial_and_how_to_go_on(run: Run, sweep: Path) -> None:
+    text = run("status", "s", cwd=sweep)
+    assert "interrupted" in text
+    assert "trial 0: training" in text
+    assert "python run_sweep.py resume s" in text
+    found: dict[str, Any] = json.loads(run("status", "s", "--json", cwd=sweep))
+    assert list(found) == ["name", "state", "trials", "open", "objectives", "front"]
+    counts = dict(found["trials"])
+    assert counts.pop("requested") == sum(counts.values()) == 2
+
+
+def test_plan_shows_what_would_run_and_starts_nothing(run: Run, folder: Path) -> None:
+    text = run("plan", "s.yaml", cwd=folder)
+    for word in ("2 trials", "jasmin.k", "pgd", "17 tokens"):
+        assert word in text
+    assert not (folder / "runs").exists()
+
+
+def test_every_mistake_is_reported_at_once_with_its_line(run: Run, folder: Path) -> None:
+    (folder / "bad.yaml").write_text(YAML.replace("epochs: 1", "epoch: 1").replace("k: [0, 4]", "k: [0, 17]"))
+    text = run("launch", "bad.yaml", cwd=folder, code=2)
+    assert "2 problems" in text
+    assert "bad.yaml:4: training.epoch" in text
+    assert "'epochs'" in text
+    assert "bad.yaml:5: methods[1].jasmin.k" in text
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "x" * 65])
+def test_a_name_cannot_leave_the_storage_folder(run: Run, folder: Path, name: str) -> None:
+    text = run("launch", "s.yaml", "--name", name, cwd=folder, code=2)
+    assert "letters, digits" in text
+
+
+def test_launching_an_existing_name_points_to_resume(run: Run, sweep: Path) -> None:
+    text = run("launch", "s.yaml", cwd=sweep, code=2)
+    assert "exists" in text
+    assert "python run_sweep.py resume s" in text
+
+
+def test_an_unknown_sweep_is_named_with_those_that_exist(run: Run, sweep: Path) -> None:
+    for command in (("status",), ("resume",), ("report",), ("export",), ("logs", "0")):
+        name, *rest = command
+        text = run(name, "t", *rest, cwd=sweep, code=2)
+        assert "no sweep 't'" in text
+        assert "s" in text.split("sweeps there:")[1]
+
+
+def test_resume_refuses_a_changed_configuration_with_a_diff(run: Run, sweep: Path) -> None:
+    (sweep / "changed.yaml").write_text(YAML.replace("epsilon: 0.05", "epsilon: 0.1"))
+    text = run("resume", "s", "changed.yaml", cwd=sweep, code=2)
+    assert "attacks.epsilon: 0.05" in text
+    assert "0.1" in text
+
+
+def test_resume_refuses_fewer_trials_than_there_are(run: Run, sweep: Path) -> None:
+    assert "can only grow" in run("resume", "s", "--trials", "1", cwd=sweep, code=2)
+
+
+def test_export_refuses_an_unknown_format(run: Run, sweep: Path) -> None:
+    assert "allowed: json, csv, optuna" in run("export", "s", "--format", "xml", cwd=sweep, code=2)
+
+
+def test_export_prints_stable_objects(run: Run, sweep: Path) -> None:
+    found = json.loads(run("export", "s", cwd=sweep))
+    needed = [
+        "number",
+        "state",
+        "config",
+        "seed",
+        "clean_acc",
+        "robust_acc",
+        "exact",
+        "attacks",
+        "epochs",
+        "error",
+        "mlflow_run_id",
+    ]
+    assert set(needed) <= set(found["trials"][0])
+    assert set(found) == {"sweep", "trials"}
+
+
+def test_a_trial_runs_in_the_foreground_without_ray(run: Run, folder: Path) -> None:
+    text = run("trial", "s.yaml", "--method", "jasmin", "--set", "methods[1].jasmin.k=0", cwd=folder)
+    assert "epoch 1:" in text
+    assert '"k": 0' in text
+    assert "clean 0." in text
+    assert "robust 0." in text
+    assert "choose one method" in run("trial", "s.yaml", cwd=folder, code=2)

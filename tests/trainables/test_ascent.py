@@ -1,0 +1,85 @@
+"""The ε-ball: projection, steps, random points, distances."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import pytest
+import torch
+
+from trainables.ascent import ascend, distance, frozen, loss_gradient, project, spread
+
+
+@pytest.fixture
+def origin():
+    return torch.rand(6, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_projection_ends_inside_both_sets_and_moves_nothing_that_is_inside(norm, origin):
+    outside = origin + torch.randn(origin.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    projected = project(outside, origin, norm=norm, epsilon=0.1)
+    assert float(distance(projected, origin, norm).max()) <= 0.1 + 1e-12
+    assert float(projected.min()) >= 0
+    assert float(projected.max()) <= 1
+    assert torch.allclose(project(projected, origin, norm=norm, epsilon=0.1), projected, rtol=0, atol=1e-12)
+
+
+def test_projection_is_the_nearest_point_of_the_ball():
+    centre = torch.full((1, 1, 1, 2), 0.5)
+    far = centre + torch.tensor([0.3, 0.4]).view(1, 1, 1, 2)
+    assert torch.allclose(project(far, centre, norm="l2", epsilon=0.25), centre + torch.tensor([0.15, 0.2]))
+    assert torch.allclose(project(far, centre, norm="linf", epsilon=0.35), centre + torch.tensor([0.3, 0.35]))
+
+
+def test_distance_is_the_norm_of_the_change_of_each_image(origin):
+    moved = origin.clone()
+    moved[1, 0, 0, :2] += torch.tensor([0.3, -0.4])
+    assert distance(moved, origin, "linf").tolist() == pytest.approx([0, 0.4, 0, 0, 0, 0])
+    assert distance(moved, origin, "l2").tolist() == pytest.approx([0, 0.5, 0, 0, 0, 0])
+
+
+def test_a_step_is_the_steepest_of_its_length():
+    images = torch.full((1, 1, 1, 3), 0.5)
+    gradient = torch.tensor([3.0, 0.0, -4.0]).view(1, 1, 1, 3)
+    signed = ascend(images, gradient, images, norm="linf", epsilon=1, step_size=0.1)
+    straight = ascend(images, gradient, images, norm="l2", epsilon=1, step_size=0.1)
+    assert torch.allclose(signed - images, torch.tensor([0.1, 0.0, -0.1]))
+    assert torch.allclose(straight - images, torch.tensor([0.06, 0.0, -0.08]))
+
+
+def test_a_vanishing_gradient_moves_nothing(origin):
+    for norm in ("linf", "l2"):
+        still = ascend(origin, torch.zeros_like(origin), origin, norm=norm, epsilon=0.1, step_size=0.1)
+        assert torch.allclose(still, origin, rtol=0, atol=1e-15)
+
+
+def test_random_points_fill_the_ball_evenly():
+    generator = torch.Generator().manual_seed(0)
+    noise, radius = torch.randn(4000, 1, 1, 3, generator=generator), torch.rand(4000, generator=generator)
+    change = spread(noise, radius, norm="l2", epsilon=0.5)
+    lengths = distance(change, torch.zeros_like(change), "l2")
+    assert float(lengths.max()) <= 0.5 + 1e-7
+    assert float((lengths < 0.25).double().mean()) == pytest.approx(1 / 8, abs=0.02)  # volume of half the radius in 3-D
+    box = spread(torch.rand(4000, 1, 1, 3, generator=generator), radius, norm="linf", epsilon=0.5)
+    assert float(box.mean()) == pytest.approx(0, abs=0.01)
+    assert float(box.std()) == pytest.approx(0.5 / math.sqrt(3), abs=0.01)
+
+
+def test_an_images_gradient_does_not_depend_on_its_batch(origin):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32, 5)).double()
+    labels = torch.arange(6) % 5
+    _, together = loss_gradient(model, origin, labels)
+    _, alone = loss_gradient(model, origin[2:3], labels[2:3])
+    assert torch.allclose(together[2:3], alone, rtol=0, atol=1e-14)
+
+
+def test_freezing_gives_each_flag_back_even_after_an_error():
+    model = torch.nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    with contextlib.suppress(KeyError), frozen(model):
+        assert not model.weight.requires_grad
+        raise KeyError
+    assert model.weight.requires_grad
+    assert not model.bias.requires_grad

@@ -1,0 +1,86 @@
+"""Gradient ascent on pixels inside an ε-ball: what the PGD attacks and adversarial training share.
+
+Everywhere: images (B, C, H, W) in [0, 1]; `norm` is "linf" or "l2"; ε and step sizes are on the [0, 1] pixel scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@contextmanager
+def frozen(model: object) -> Iterator[None]:
+    """Take the parameters of a module out of the graph, and give each its own flag back afterwards.
+
+    A pass that only needs the pixels' gradient is then cheaper, and no gradient can be left on a parameter.
+    """
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+    flags = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def loss_gradient(model: object, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits (B, K) and the gradient (B, C, H, W) of the summed cross-entropy with respect to the pixels.
+
+    Summed, not averaged, so that an image's gradient does not depend on its batch.
+    """
+    assert callable(model)
+    pixels = images.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits: Tensor = model(pixels)
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, pixels)
+    return logits.detach(), gradient
+
+
+def ascend(images: Tensor, gradient: Tensor, origin: Tensor, *, norm: str, epsilon: float, step_size: float) -> Tensor:
+    """Return the images after one steepest-ascent step, projected onto the ε-ball around `origin` and onto [0, 1]."""
+    direction = gradient.sign() if norm == "linf" else gradient / _length(gradient).clamp_min(1e-12)
+    return project(images + step_size * direction, origin, norm=norm, epsilon=epsilon)
+
+
+def project(images: Tensor, origin: Tensor, *, norm: str, epsilon: float) -> Tensor:
+    """Return the nearest images of the ε-ball, then clamped to [0, 1], which leads no further away from `origin`."""
+    change = images - origin
+    if norm == "linf":
+        change = change.clamp(-epsilon, epsilon)
+    else:
+        change = change * (epsilon / _length(change).clamp_min(1e-12)).clamp_max(1.0)
+    return (origin + change).clamp(0, 1)
+
+
+def distance(images: Tensor, origin: Tensor, norm: str) -> Tensor:
+    """Return how far each image is from its origin, in float64: (B,)."""
+    change = (images.double() - origin.double()).flatten(1)
+    length: Tensor = torch.linalg.vector_norm(change, ord=torch.inf if norm == "linf" else 2, dim=1)
+    return length
+
+
+def spread(noise: Tensor, radius: Tensor, *, norm: str, epsilon: float) -> Tensor:
+    """Turn ready-made random numbers into perturbations that are uniform in the ε-ball.
+
+    Args:
+        noise: (B, C, H, W), uniform in [0, 1) for "linf", standard normal for "l2".
+        radius: (B,), uniform in [0, 1); read for "l2" only.
+    """
+    if norm == "linf":
+        return (2 * noise - 1) * epsilon
+    dimensions = noise[0].numel()
+    scale = epsilon * radius.pow(1 / dimensions)
+    return noise / _length(noise).clamp_min(1e-12) * scale.view(-1, 1, 1, 1)
+
+
+def _length(change: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(change.flatten(1), dim=1)
+    return length.view(-1, 1, 1, 1)

@@ -1,0 +1,217 @@
+"""Dataset: images with labels, and the one way in which they are split into train, selection, validation and test.
+
+Validation figures steer the search; test images are touched once, for the members of the front. `selection` is carved
+out of the training images only when the best epoch is to be chosen, so that the choice uses neither of the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from search_spaces.errors import DataError
+from trainables.config import DataConfig
+
+ConfigT = TypeVar("ConfigT", bound=DataConfig)
+
+
+class Images(Protocol):
+    """Labelled images, in memory or read on demand."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,) int64 class indices."""
+        ...
+
+    def take(self, index: Tensor) -> Tensor:
+        """Return the images at `index` (B,): (B, C, H, W), float32 in [0, 1]."""
+        ...
+
+    def digest(self) -> str:
+        """Return a hexadecimal digest that changes when the images or labels change."""
+        ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Images held as one tensor: uint8 in [0, 255] or float32 in [0, 1], (n, C, H, W)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def take(self, index: Tensor) -> Tensor:
+        chosen = self.pixels[index.to(self.pixels.device)]
+        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
+
+    def digest(self) -> str:
+        content = hashlib.sha256(self.pixels.cpu().contiguous().numpy().tobytes())
+        content.update(self.labels.cpu().contiguous().numpy().tobytes())
+        return content.hexdigest()
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some of the images of another set."""
+
+    images: Images
+    index: Tensor
+    """(m,) positions in `images`."""
+
+    @property
+    def labels(self) -> Tensor:
+        return self.images.labels[self.index]
+
+    def take(self, index: Tensor) -> Tensor:
+        return self.images.take(self.index[index])
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.images.digest()}{self.index.tolist()}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The four parts of a data set and what the model needs to know about it."""
+
+    train: Images
+    validation: Images
+    test: Images
+    selection: Images | None
+    """Chooses the epoch when training.select is "best"; None otherwise."""
+    num_classes: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def digest(self) -> str:
+        """Name the exact images of all parts."""
+        parts = [p.digest() for p in (self.train, self.validation, self.test, self.selection) if p is not None]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+
+
+class Dataset(ABC, Generic[ConfigT]):
+    """A source of labelled images."""
+
+    Config: ClassVar[type[DataConfig]] = DataConfig
+
+    def __init__(self, config: ConfigT, img_size: int) -> None:
+        """Args: config: the data section; img_size: side of the square images that the model takes, in pixels."""
+        self.config = config
+        self.img_size = img_size
+
+    @classmethod
+    def check(cls, config: ConfigT) -> Iterable[tuple[str, str]]:
+        """Yield (field, sentence) for what can be said without reading the images: a missing file, a bad layout."""
+        return ()
+
+    @abstractmethod
+    def load(self) -> tuple[Images, Images, int]:
+        """Return (images for training and validation, test images, number of classes); DataError if that fails."""
+
+    def splits(self, *, with_selection: bool) -> Splits:
+        """Load and split, stratified by class, as `split_seed` says.
+
+        Raises: DataError if a part would be empty or a class index is out of range.
+        """
+        pool, test, num_classes = self.load()
+        for labels in (pool.labels, test.labels):
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+                raise DataError(f"data set {self.config.name}: class indices must lie in [0, {num_classes}).")
+        config = self.config
+        generator = torch.Generator().manual_seed(config.split_seed)
+        rest, held = split_stratified(pool.labels, config.validation_fraction, generator)
+        selection = None
+        if with_selection:
+            rest, chosen = split_stratified(pool.labels, config.selection_fraction, generator, within=rest)
+            selection = Subset(pool, chosen)
+        train = Subset(pool, balanced_subset(pool.labels, rest, config.train_images, generator))
+        validation = Subset(pool, balanced_subset(pool.labels, held, config.validation_images, generator))
+        everything = torch.arange(len(test.labels))
+        kept_test = Subset(test, balanced_subset(test.labels, everything, config.test_images, generator))
+        for name, part in (("train", train), ("validation", validation), ("test", kept_test), ("selection", selection)):
+            if part is not None and not len(part.labels):
+                raise DataError(
+                    f"data set {config.name}: the {name} split is empty; give it a larger share or more images."
+                )
+        mean, std = self.statistics(train)
+        channels = train.take(torch.tensor([0])).shape[1]
+        return Splits(train, validation, kept_test, selection, num_classes, channels, mean, std)
+
+    def statistics(self, train: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return per-channel mean and standard deviation in [0, 1] pixels, as configured or measured.
+
+        Measured on at most 10,000 images, evenly spaced (sets on disk are sorted by class), 500 in memory at a time.
+        """
+        if self.config.mean and self.config.std:
+            return self.config.mean, self.config.std
+        count = min(len(train.labels), 10_000)
+        chosen = torch.linspace(0, len(train.labels) - 1, count).round().long()
+        moments = [_moments(train.take(part)) for part in chosen.split(500)]
+        pixels = sum(number for number, _, _ in moments)
+        mean = torch.stack([total for _, total, _ in moments]).sum(0) / pixels
+        square = torch.stack([squares for _, _, squares in moments]).sum(0) / pixels
+        std = (square - mean**2).clamp_min(0).sqrt().clamp_min(1e-3)
+        return (
+            self.config.mean or tuple(round(float(v), 6) for v in mean),
+            self.config.std or tuple(round(float(v), 6) for v in std),
+        )
+
+
+def resized(pixels: Tensor, img_size: int) -> Tensor:
+    """Return square images (n, C, S, S) with the sides that the model takes; the type is kept.
+
+    Bilinear, with antialiasing where it shrinks; images that already fit are returned as they are.
+    """
+    if pixels.shape[-1] == img_size:
+        return pixels
+    size = (img_size, img_size)
+    smooth = F.interpolate(pixels.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
+    return smooth.round().clamp(0, 255).to(torch.uint8) if pixels.dtype == torch.uint8 else smooth.clamp(0, 1)
+
+
+def load_splits(config: DataConfig, img_size: int, *, with_selection: bool) -> Splits:
+    """Load the data set that a configuration names."""
+    from trainables.registry import find
+
+    dataset: Dataset[Any] = find("datasets", config.name)(config, img_size)
+    return dataset.splits(with_selection=with_selection)
+
+
+def split_stratified(
+    labels: Tensor, fraction: float, generator: torch.Generator, within: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Split positions into (rest, taken): of each class round(fraction × count) are taken; both parts sorted."""
+    candidates = torch.arange(len(labels)) if within is None else within
+    taken = []
+    for cls in labels[candidates].unique():
+        members = candidates[labels[candidates] == cls]
+        order = members[torch.randperm(len(members), generator=generator)]
+        taken.append(order[: round(fraction * len(members))])
+    chosen = torch.cat(taken).sort().values if taken else candidates[:0]
+    return candidates[~torch.isin(candidates, chosen)], chosen
+
+
+def _moments(images: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Return the number of pixels, and per channel their sum and their sum of squares."""
+    values = images.double()
+    return values[:, 0].numel(), values.sum((0, 2, 3)), values.square().sum((0, 2, 3))
+
+
+def balanced_subset(labels: Tensor, positions: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
+    """Keep `count` of the positions, classes in equal turns, sorted; all of them if count is None or larger."""
+    if count is None or count >= len(positions):
+        return positions
+    shuffled = positions[torch.randperm(len(positions), generator=generator)]
+    seen: dict[int, int] = {}
+    turn = []
+    for cls in labels[shuffled].tolist():
+        turn.append(seen.get(cls, 0))
+        seen[cls] = turn[-1] + 1
+    order = torch.tensor(turn).argsort(stable=True)
+    return shuffled[order[:count]].sort().values

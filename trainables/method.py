@@ -1,0 +1,184 @@
+"""Method: what a robustness method changes about ordinary fine-tuning, and how several of them stack."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from search_spaces.errors import SweepError
+from trainables.config import MethodConfig, TrialConfig
+
+ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+
+
+class Batch(NamedTuple):
+    """Images and targets of one step."""
+
+    images: Tensor
+    """(B, C, H, W), pixels in [0, 1]; the model normalises."""
+    targets: Tensor
+    """(B,) class indices, or (B, K) probabilities after Mixup, CutMix or label smoothing."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a method may ask about a model before any trial starts."""
+
+    name: str
+    tokens: int
+    """Length of the sequence that attention sees: patches, class and register tokens."""
+    depth: int
+    num_heads: int
+    embed_dim: int
+    exposes_attention: bool
+    """Whether every block computes its attention with an ordinary softmax that can be read."""
+
+
+class Method(ABC, Generic[ConfigT]):
+    """A robustness method. Every hook defaults to plain fine-tuning; override only what differs."""
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    def __init__(self, config: ConfigT, total_epochs: int) -> None:
+        """Args: config: the method's own; total_epochs: length of the training, for warm-ups."""
+        self.config = config
+        self.total_epochs = total_epochs
+
+    @classmethod
+    def check(cls, config: ConfigT, facts: ModelFacts) -> Iterable[tuple[str, str]]:
+        """Yield (field, sentence) for every reason why this configuration cannot run on this model."""
+        return ()
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether `penalty` reads the attention probabilities."""
+        return False
+
+    def wrap(self, model: nn.Module, probe: Batch) -> nn.Module:
+        """Once, before the optimizer exists: freeze, choose layers, add parameters."""
+        return model
+
+    def perturb(self, model: nn.Module, batch: Batch) -> Batch:
+        """The batch to learn from. Changes no weight and leaves no gradient behind; the model is in eval mode."""
+        return batch
+
+    def loss(self, model: nn.Module, seen: Batch, clean: Batch) -> Tensor:
+        """Scalar task loss; owns the forward pass(es). `seen` is perturb(clean)."""
+        return cross_entropy(model(seen.images), seen.targets)
+
+    def penalty(self, model: nn.Module, attention: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Named scalars added to the loss, weights included; keys become metrics.
+
+        Args: attention: per block the probabilities (B, H, N, N) before dropout, of the first forward in `loss`;
+            empty unless `needs_attention`.
+        """
+        return {}
+
+    def update(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]) -> None:
+        """Move the weights once. closure() clears gradients, recomputes the loss, backpropagates and clips."""
+        closure()
+        optimizer.step()
+
+    def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
+        """Before epoch `epoch` (0-based)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart, loadable with ``torch.load(weights_only=True)``."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in float32 for class indices (B,) or probabilities (B, K)."""
+    return F.cross_entropy(logits.float(), targets)
+
+
+def overrides(method_type: type[Method[Any]], hook: str) -> bool:
+    """Return whether a method type replaces a hook of `Method`."""
+    return getattr(method_type, hook) is not getattr(Method, hook)
+
+
+def check_stack(types: Mapping[str, type[Method[Any]]]) -> list[str]:
+    """Return one sentence for every reason why these methods cannot be stacked; empty if they can.
+
+    Penalties add up, wrap and perturb chain; loss and update have one owner at most (our choice: a sum of two task
+    losses would be a third method, which should have a name of its own).
+    """
+    reasons = []
+    for hook in ("loss", "update"):
+        owners = [name for name, method_type in types.items() if overrides(method_type, hook)]
+        if len(owners) > 1:
+            reasons.append(f"{' and '.join(owners)} both replace the {hook} of a step; only one of a stack may")
+    return reasons
+
+
+class MethodStack:
+    """Several methods as one: hooks chain in order, penalties add up. An empty stack is plain fine-tuning."""
+
+    def __init__(self, methods: Mapping[str, Method[Any]]) -> None:
+        self.methods = dict(methods)
+        self._plain = _Plain(MethodConfig(), 1)
+
+    @property
+    def needs_attention(self) -> bool:
+        return any(method.needs_attention for method in self.methods.values())
+
+    def wrap(self, model: nn.Module, probe: Batch) -> nn.Module:
+        for method in self.methods.values():
+            model = method.wrap(model, probe)
+        return model
+
+    def perturb(self, model: nn.Module, batch: Batch) -> Batch:
+        for method in self.methods.values():
+            batch = method.perturb(model, batch)
+        return batch
+
+    def loss(self, model: nn.Module, seen: Batch, clean: Batch) -> Tensor:
+        return self._owner("loss").loss(model, seen, clean)
+
+    def penalty(self, model: nn.Module, attention: Sequence[Tensor]) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        for method in self.methods.values():
+            terms |= method.penalty(model, attention)
+        return terms
+
+    def update(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]) -> None:
+        self._owner("update").update(optimizer, closure)
+
+    def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
+        for method in self.methods.values():
+            method.on_epoch_start(model, epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: method.state_dict() for name, method in self.methods.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, method in self.methods.items():
+            method.load_state_dict(state[name])
+
+    def _owner(self, hook: str) -> Method[Any]:
+        owners = [m for m in self.methods.values() if overrides(type(m), hook)]
+        return owners[0] if owners else self._plain
+
+
+def build_stack(config: TrialConfig) -> MethodStack:
+    """Build a trial's methods in the order of its configuration; SweepError if they do not go together."""
+    from trainables.registry import find
+
+    types = {key: find("methods", key) for key in config.methods}
+    reasons = check_stack(types)
+    if reasons:
+        raise SweepError(f"methods {config.label}: {'; '.join(reasons)}.")
+    return MethodStack({key: types[key](section, config.training.epochs) for key, section in config.methods.items()})
+
+
+class _Plain(Method[MethodConfig]):
+    """The defaults of every hook."""

@@ -1,0 +1,68 @@
+"""A trial's data and model: fresh from its configuration, or finished from its folder."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from search_spaces.errors import CheckpointCorrupt
+from trainables.checkpoint import read_final
+from trainables.config import TrialConfig
+from trainables.dataset import Splits, load_splits
+from trainables.method import Batch, MethodStack, build_stack
+from trainables.randomness import Randomness
+from trainables.vit import PixelVit, build_model
+
+_cached_splits = lru_cache(maxsize=2)(load_splits)
+
+
+def find_splits(config: TrialConfig) -> Splits:
+    """Return the trial's images; two data sets stay in memory, because workers run many trials of one sweep."""
+    with_selection = config.training.select == "best"
+    return _cached_splits(config.data, config.model.img_size, with_selection=with_selection)
+
+
+def new_model(config: TrialConfig, splits: Splits) -> PixelVit:
+    """Return the model before any method has touched it, on the CPU; draws from torch's global random numbers."""
+    return build_model(
+        config.model,
+        num_classes=splits.num_classes,
+        channels=splits.channels,
+        mean=splits.mean,
+        std=splits.std,
+    )
+
+
+def wrap_model(stack: MethodStack, model: nn.Module, config: TrialConfig, splits: Splits) -> nn.Module:
+    """Let the methods wrap the model, with the first training images as their probe, on the model's device."""
+    device = next(model.parameters()).device
+    index = torch.arange(min(config.training.batch_size, len(splits.train.labels)))
+    probe = Batch(splits.train.take(index).to(device), splits.train.labels[index].to(device))
+    return stack.wrap(model, probe)
+
+
+def load_final(folder: Path, *, device: torch.device) -> tuple[nn.Module, Splits, dict[str, Any]]:
+    """Return a trial's finished model, its images and the content of ``final/meta.json``.
+
+    The model is in eval mode with frozen parameters; its weights are those whose digest meta.json states. Global
+    random numbers stay untouched.
+
+    Raises: CheckpointCorrupt if there is no final model or its bytes differ from the digest.
+    """
+    final = read_final(folder)
+    if final is None:
+        raise CheckpointCorrupt(f"{folder} has no final model.")
+    config = TrialConfig.model_validate(final.meta["config"])
+    bare = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False, "weights": None})})
+    splits = find_splits(config)
+    with Randomness(final.meta["seed"]).active():
+        model = wrap_model(build_stack(config), new_model(bare, splits).to(device), config, splits)
+    try:
+        model.load_state_dict(final.weights)
+    except RuntimeError as error:
+        raise CheckpointCorrupt(f"{folder}: the final weights do not fit their configuration: {error}") from error
+    return model.eval().requires_grad_(False), splits, final.meta

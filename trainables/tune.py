@@ -1,0 +1,153 @@
+"""TrialTrainable: what Ray Tune runs. It starts, continues and reports a `Training`, and contains no training itself.
+
+`setup` and `reset_config` only keep the job: Tune may set up an actor for a trial that is over, so nothing is built or
+written before the first `step`. An exception at this boundary becomes a recorded failure, and the actor lives on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ray import tune
+
+from search_spaces.errors import CheckpointError, LossDiverged, Superseded
+from trainables.config import TrialConfig
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What an actor needs to train one trial; travels as the trial's Tune configuration."""
+
+    number: int
+    config: dict[str, Any]
+    """TrialConfig.plain()."""
+    seed: int
+    folder: str
+    """The trial's folder, on storage that driver and worker share."""
+    token: str
+    """Names this attempt. The worker stops when the folder's `attempt` file names another one."""
+
+    def tune_config(self) -> dict[str, Any]:
+        """Return the trial's Tune configuration: one text, so that Tune neither flattens nor prints it."""
+        return {"job": json.dumps(self.__dict__)}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step tells the driver, once per epoch and once at the end; travels as JSON in Tune's result."""
+
+    number: int
+    status: Literal["training", "trained", "failed", "superseded"]
+    history: tuple[dict[str, float], ...] = ()
+    """Metrics of every epoch so far."""
+    clean_acc: float | None = None
+    weights_digest: str | None = None
+    seconds: float = 0.0
+    kind: str = ""
+    """Of a failure: nan, checkpoint or exception."""
+    error: str = ""
+    """Traceback of a failure."""
+
+    def result(self) -> dict[str, Any]:
+        """Return Tune's result."""
+        return {"report": json.dumps(self.__dict__), "done": self.status != "training"}
+
+    @classmethod
+    def read(cls, result: dict[str, Any]) -> Report:
+        """Read it back from Tune's result."""
+        values = json.loads(result["report"])
+        return cls(**{**values, "history": tuple(values["history"])})
+
+
+def write_token(folder: Path, token: str) -> None:
+    """Make this attempt the current one of a trial's folder, atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".attempt-{os.getpid()}"
+    temporary.write_text(token)
+    os.replace(temporary, folder / "attempt")
+
+
+class TrialTrainable(tune.Trainable):
+    """One `step` is one epoch; actors are reused, and nothing of a trial is left in the next one."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._job = TrainingJob(**json.loads(config["job"]))
+        self._training: Any = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        number = self._job.number
+        try:
+            return self._advance().result()
+        except Superseded as error:
+            return Report(number, "superseded", error=str(error)).result()
+        except Exception as error:  # the trial's boundary: a failure is an outcome, recorded with its traceback
+            text = traceback.format_exc()
+            self._say(f"failed: {text}")
+            return Report(number, "failed", kind=failure_kind(error), error=text).result()
+
+    def _advance(self) -> Report:
+        started = time.perf_counter()
+        if self._training is None:
+            self._training = self._build()
+        training = self._training
+        if not training.is_done:
+            metrics = training.run_epoch()
+            values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            self._say(f"epoch {training.epochs_done}: {values}")
+        history = tuple(training.history)
+        if not training.is_done:
+            return Report(self._job.number, "training", history)
+        outcome = training.finish()
+        self._say(f"trained: clean_acc {outcome.clean_acc:.4f}, weights {outcome.weights_digest}")
+        spent = sum(epoch.get("cost/epoch_s", 0.0) for epoch in history) or time.perf_counter() - started
+        return Report(self._job.number, "trained", history, outcome.clean_acc, outcome.weights_digest, spent)
+
+    def _build(self) -> Any:
+        from trainables.training import Training
+
+        job = self._job
+        config = TrialConfig.model_validate(job.config)
+        self._say(f"attempt {job.token}: {config.label}, seed {job.seed}, pid {os.getpid()}")
+        training = Training(config, job.seed, Path(job.folder), still_current=self._still_current)
+        for note in training.notes:
+            self._say(note)
+        if training.epochs_done:
+            self._say(f"continues after epoch {training.epochs_done}")
+        return training
+
+    def _still_current(self) -> None:
+        current = (Path(self._job.folder) / "attempt").read_text()
+        if current != self._job.token:
+            raise Superseded(f"trial {self._job.number}: attempt {current} has replaced {self._job.token}.")
+
+    def _say(self, text: str) -> None:
+        folder = Path(self._job.folder)
+        with (folder / "log.txt").open("a") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: trainings write and find their own checkpoints under the trial's number."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing; see `save_checkpoint`."""
+
+
+def failure_kind(error: BaseException) -> str:
+    """Name the kind of a failure: nan, checkpoint, memory, or exception."""
+    if isinstance(error, LossDiverged):
+        return "nan"
+    if isinstance(error, CheckpointError):
+        return "checkpoint"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "memory"
+    return "exception"
