@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ app = typer.Typer(
     help="Sweeps for robust vision transformers: Optuna searches, Ray Tune trains, attacks judge, MLflow compares.",
     epilog="Exit codes: 0 done, 1 done with failed trials, 2 bad input, 3 the driver failed, 130 interrupted.",
 )
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", 120)))
 err = Console(stderr=True)
 
 File = Annotated[Path, typer.Argument(help="The sweep's YAML file.", show_default=False)]

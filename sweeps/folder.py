@@ -24,6 +24,7 @@ from search_spaces.errors import ConfigError, Problem, SweepNotFound
 
 DEFAULT_STORAGE = Path("runs")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME_RULE = "a name is 1 to 64 letters, digits, dots, underscores and hyphens, and starts with a letter or digit"
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ class SweepFolder:
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
-            rule = "a name has 1 to 64 letters, digits, '.', '_' or '-' and starts with a letter or digit"
-            raise ConfigError([Problem(("name",), f"{rule}; found {self.name!r}.")])
+            raise ConfigError([Problem(("name",), f"{NAME_RULE}; found {self.name!r}.")])
 
     @classmethod
     def existing(cls, storage: Path, name: str) -> SweepFolder:

@@ -17,6 +17,7 @@ from pydantic import (
 
 from search_spaces.config import Config, Number
 from search_spaces.space import Space
+from sweeps.folder import NAME_PATTERN, NAME_RULE
 from trainables.attack import Threat
 from trainables.config import AttackConfig, attack_config_type
 
@@ -60,11 +61,11 @@ class EvaluationResources(Config):
     """What the attacks may use, apart from the trainings."""
 
     workers: AutoCount = "auto"
-    """Attack stages that run at the same time."""
+    """Attack stages at the same time while trials train; auto is 1. Afterwards they use what the trials used."""
     cpus: Cpus = 1
     """CPU cores of one stage."""
     gpus: AutoGpus = "auto"
-    """Share of a GPU that one stage gets; 0 runs it on the CPU."""
+    """Share of a GPU that one stage gets; auto is 0.25 where there are GPUs, else 0."""
 
 
 class ResourcesSection(Config):
@@ -75,7 +76,7 @@ class ResourcesSection(Config):
     cpus: Cpus = 1
     """CPU cores of one training; whole ones become its threads."""
     gpus: AutoGpus = "auto"
-    """Share of a GPU that one training gets; auto measures what it needs."""
+    """Share of a GPU that one training gets; auto is 0.75 where there are GPUs, else 0."""
     evaluation: EvaluationResources = EvaluationResources()
 
     @property
@@ -89,7 +90,7 @@ class TrackingSection(Config):
 
     enabled: bool = True
     uri: str | None = None
-    """MLflow tracking URI; None is a database in the sweep's folder."""
+    """MLflow tracking URI; None is the database mlflow.db in the storage folder."""
     experiment: Annotated[str, Field(min_length=1)] = "paretune"
 
 
@@ -131,11 +132,8 @@ class GeneralSections(Config):
 
 def check_name(name: str) -> None:
     """Raise ValueError unless `name` can name a sweep: it becomes a folder's name and must not lead out of there."""
-    allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-    if not (1 <= len(name) <= 64 and set(name) <= set(allowed + "._-") and name[0] in allowed):
-        raise ValueError(
-            "a name is 1 to 64 letters, digits, dots, underscores and hyphens, and starts with a letter or digit"
-        )
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(NAME_RULE)
 
 
 class Stage(Config):

@@ -21,12 +21,12 @@ def front_table(ledger: Ledger) -> Table:
     """Return the front, one row per trial, by falling clean accuracy."""
     snapshot = Snapshot.read(ledger)
     short, colours = snapshot.short_names, snapshot.colours
-    table = Table(title=_title(snapshot), title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("trial", justify="right")
-    table.add_column("method", no_wrap=True)
-    table.add_column("searched", overflow="fold")
-    for name in ("clean", "robust [95 %]", "", "test clean", "test robust"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=bool(name))
+    table = Table(title=_title(snapshot), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    table.add_column("", justify="right")
+    table.add_column("method", overflow="fold", min_width=8)
+    table.add_column("searched", min_width=18, overflow="fold")
+    for name in ("clean", "robust [95 %]", "", "test\nclean", "test\nrobust"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for trial in snapshot.front:
         table.add_row(
             str(trial.number),

@@ -52,6 +52,7 @@ class Learner:
         Returns: ``train/loss`` with penalties, ``train/task_loss``, one key per penalty, ``train/learning_rate``.
         Raises:  LossDiverged, naming epoch and step, if a loss is not finite.
         """
+        self.model.train()
         self._stack.on_epoch_start(self.model, epoch)
         sums: dict[str, float] = defaultdict(float)
         rate = 0.0
@@ -94,9 +95,11 @@ class Learner:
 
     def _learn(self, batch: Batch, where: str) -> dict[str, float]:
         """Move the weights once and return the terms of the loss at the first closure call (SAM calls it twice)."""
-        self.model.eval()
-        seen = self._stack.perturb(self.model, batch)
-        self.model.train()
+        seen = batch
+        if self._stack.perturbs:
+            self.model.eval()
+            seen = self._stack.perturb(self.model, batch)
+            self.model.train()
         first: dict[str, float] = {}
 
         def closure() -> Tensor:

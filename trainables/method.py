@@ -131,6 +131,11 @@ class MethodStack:
     def needs_attention(self) -> bool:
         return any(method.needs_attention for method in self.methods.values())
 
+    @property
+    def perturbs(self) -> bool:
+        """Whether any method changes the batch."""
+        return any(overrides(type(method), "perturb") for method in self.methods.values())
+
     def wrap(self, model: nn.Module, probe: Batch) -> nn.Module:
         for method in self.methods.values():
             model = method.wrap(model, probe)

@@ -13,6 +13,7 @@ import torch
 from search_spaces.errors import CheckpointCorrupt, CheckpointMismatch, LossDiverged, Superseded
 from trainables.checkpoint import read_final
 from trainables.learner import Learner
+from trainables.method import MethodStack
 from trainables.training import Training, load_final
 
 CPU = torch.device("cpu")
@@ -88,7 +89,8 @@ def test_an_interruption_at_any_epoch_changes_no_bit(stop_after, rich, tmp_path)
     first = start(rich, tmp_path / "parts")
     for _ in range(stop_after):
         first.run_epoch()
-    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    for seeded in (torch.manual_seed, np.random.seed, random.seed):
+        seeded(0)
     second = start(rich, tmp_path / "parts")
     assert second.epochs_done == stop_after
     assert complete(second).weights_digest == whole.weights_digest
@@ -216,6 +218,20 @@ def test_a_diverged_loss_is_an_error_that_says_where(tiny_trial, tmp_path):
     with pytest.raises(LossDiverged, match=r"is (nan|inf) in epoch 1, step 2"):
         training.run_epoch()
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_batches_are_perturbed_in_eval_mode_and_learned_from_in_train_mode(tiny_trial, tmp_path, monkeypatch):
+    modes = []
+    for hook in ("perturb", "loss"):
+        original = getattr(MethodStack, hook)
+
+        def watched(self, model, *batches, hook=hook, original=original):
+            modes.append((hook, model.training))
+            return original(self, model, *batches)
+
+        monkeypatch.setattr(MethodStack, hook, watched)
+    start(tiny_trial({"adversarial": {"steps": 1}}), tmp_path).run_epoch()
+    assert modes == [("perturb", False), ("loss", True)] * 4
 
 
 def test_the_best_epoch_is_chosen_on_the_selection_split(tiny_trial, tmp_path):

@@ -1,0 +1,117 @@
+"""The reference of the YAML file, written from the configuration models: ``python -m sweeps.reference``.
+
+Prints docs/configuration.md; a test compares the two, so that the page cannot fall behind the code.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic_core import PydanticUndefined
+
+from search_spaces.config import Config
+from sweeps.sections import (
+    AttackSection,
+    EvaluationResources,
+    FailuresSection,
+    ResourcesSection,
+    SearchSection,
+    TestSection,
+    TrackingSection,
+)
+from trainables.config import DataConfig, ModelConfig, TrainingConfig
+from trainables.registry import Kind, find, names
+
+HEAD = """# The YAML file
+
+Written by `python -m sweeps.reference` from the configuration models; do not edit.
+
+A file has the sections `model`, `data`, `training`, `methods`, `objectives`, `attacks`, `search`, `resources`,
+`tracking`, `failures`, `plugins` and `name`; all are optional. Numbers may be written as fractions (`2/255`). Relative
+paths are relative to the working directory. `--set key=value` replaces a value: `--set methods[1].jasmin.k=0`.
+
+A field of `model`, `training` or a method is **searched** where a domain stands instead of a value; a method's own
+fields are searched in their ready-made domain unless the file says otherwise:
+
+| YAML | domain |
+|---|---|
+| `[0, 4, 8]` or `{choice: [0, 4, 8]}` | one of the values |
+| `{uniform: [0, 0.5]}` | a float |
+| `{log_uniform: [1e-4, 3e-2]}` | a float, evenly in its logarithm |
+| `{int: [2, 12]}` or `{int: [2, 12, 2]}` | an integer (in steps) |
+| `search` | the field's ready-made domain |
+
+`objectives` is a list of `clean_acc`, `robust_acc` or both; both are maximised. `methods` is a list: each trial takes
+one entry; an entry is a name, or a mapping of one or more names (a stack) to their fields. `search.known` lists
+configurations to try first: `{method: jasmin, jasmin.k: 0, training.learning_rate: 2e-3}`; what one leaves out is
+drawn. `plugins` lists Python files, each with a class named after the file (`my_method.py`: `MyMethod`).
+"""
+
+SECTIONS: tuple[tuple[str, type[Config]], ...] = (
+    ("model", ModelConfig),
+    ("data", DataConfig),
+    ("training", TrainingConfig),
+    ("attacks", AttackSection),
+    ("attacks.test", TestSection),
+    ("search", SearchSection),
+    ("resources", ResourcesSection),
+    ("resources.evaluation", EvaluationResources),
+    ("tracking", TrackingSection),
+    ("failures", FailuresSection),
+)
+
+EXTENSIONS: tuple[tuple[Kind, str], ...] = (("methods", "Methods"), ("attacks", "Attacks"), ("datasets", "Data sets"))
+
+
+def render_reference() -> str:
+    """Return the page as Markdown."""
+    parts = [HEAD]
+    parts += [f"## `{name}`\n\n{_table(config, ())}" for name, config in SECTIONS]
+    for kind, title in EXTENSIONS:
+        common = DataConfig.model_fields if kind == "datasets" else ()
+        parts += [f"## {title}\n", *(_extension(kind, key, tuple(common)) for key in names(kind))]
+    return "\n".join(parts)
+
+
+def _extension(kind: Kind, key: str, left_out: tuple[str, ...]) -> str:
+    found = find(kind, key)
+    module = sys.modules[found.__module__].__doc__ or ""
+    summary = " ".join(module.split("\n\n")[0].split())
+    return f"### `{key}`\n\n{summary}\n\n{_table(found.Config, left_out)}"
+
+
+def _table(config: type[Config], left_out: tuple[str, ...]) -> str:
+    rows = [row for name, row in _rows(config) if name not in left_out]
+    if not rows:
+        return "No fields of its own.\n"
+    head = ("| field | default | allowed, or domain of the search | meaning |", "|---|---|---|---|")
+    return "\n".join([*head, *rows, ""])
+
+
+def _rows(config: type[Config]) -> Iterator[tuple[str, str]]:
+    domains = config.domains()
+    for name, field in config.model_fields.items():
+        default = "required" if field.default is PydanticUndefined else f"`{_short(field.default)}`"
+        if isinstance(field.default, Config):
+            default = "see below"
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        allowed = " or ".join(f"`{choice}`" for choice in choices)
+        meaning = re.sub(r"\s+", " ", field.description or "").replace("|", "\\|")
+        yield name, f"| `{name}` | {default} | {allowed or domains.get(name, '')} | {meaning} |"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_short, value)) + "]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render_reference())
