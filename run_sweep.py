@@ -113,12 +113,13 @@ def trial(
     set_: Overrides = None,
 ) -> None:
     """Run one trial in the foreground, without Ray, each searched field at its default or at what --set says."""
-    from sweeps.foreground import pinned_trial, run_trial, trial_seed
+    from sweeps.foreground import pinned_trial, run_trial
+    from sweeps.study import trial_seed
 
     config = _read(file, set_ or [])
     one = pinned_trial(config, method)
     out.print_json(json.dumps(one.plain()["methods"]))
-    result = run_trial(one, trial_seed(config), config.attacks, _print_line, folder)
+    result = run_trial(one, trial_seed(config.search.seed, 0), config.attacks, _print_line, folder)
     robust = "" if result.robust_acc is None else f", robust {result.robust_acc:.4f}"
     out.print(f"clean {result.clean_acc:.4f}{robust}, weights {result.weights_digest}", highlight=False)
 

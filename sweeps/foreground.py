@@ -11,7 +11,6 @@ from search_spaces.errors import ConfigError, Problem
 from sweeps.config import AttackPlan, SweepConfig
 from sweeps.evaluation import StageJob, judge_stage, read_verdicts
 from sweeps.records import StageRecord
-from sweeps.study import derive_seed
 from trainables.config import TrialConfig
 
 
@@ -105,8 +104,3 @@ def _run(
         stages.append(read_verdicts(job).record)
         say(f"{stage.label}: {stages[-1].accuracy:.4f} of {stages[-1].images} validation images stand")
     return ForegroundResult(outcome.clean_acc, outcome.weights_digest, tuple(stages))
-
-
-def trial_seed(config: SweepConfig, number: int = 0) -> int:
-    """Return the seed that trial `number` of this sweep has."""
-    return derive_seed(config.search.seed, "trial", number)

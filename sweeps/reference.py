@@ -23,7 +23,7 @@ from sweeps.sections import (
     TrackingSection,
 )
 from trainables.config import DataConfig, ModelConfig, TrainingConfig
-from trainables.registry import Kind, find, names
+from trainables.registry import Kind, built_in_names, find
 
 HEAD = """# The YAML file
 
@@ -72,7 +72,7 @@ def render_reference() -> str:
     parts += [f"## `{name}`\n\n{_table(config, ())}" for name, config in SECTIONS]
     for kind, title in EXTENSIONS:
         common = DataConfig.model_fields if kind == "datasets" else ()
-        parts += [f"## {title}\n", *(_extension(kind, key, tuple(common)) for key in names(kind))]
+        parts += [f"## {title}\n", *(_extension(kind, key, tuple(common)) for key in built_in_names(kind))]
     return "\n".join(parts)
 
 

@@ -7,7 +7,6 @@ state would repeat itself after a restart.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import optuna
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from search_spaces.seeds import derive_seed
 from sweeps.records import StageRecord, State, TrialRecord
 from sweeps.summary import objective_values
 
@@ -41,10 +41,9 @@ class Proposal:
     seed: int
 
 
-def derive_seed(seed: int, *purpose: object) -> int:
-    """Return a seed in [0, 2³¹) that depends on the sweep's seed and on what it is for, and on nothing else."""
-    text = "/".join(map(str, (seed, *purpose)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+def trial_seed(sweep_seed: int, number: int) -> int:
+    """Return the seed of a trial, in [0, 2³¹): exact in every tool that reads an export."""
+    return derive_seed(sweep_seed, "trial", number) % 2**31
 
 
 class SearchStudy:
@@ -67,7 +66,7 @@ class SearchStudy:
         """Draw trial `number`, the next one: a known configuration while there are any, then the sampler's choice."""
         search = self._config.search
         self._study.sampler = make_sampler(
-            search.sampler, derive_seed(search.seed, "sampler", number), search.startup_trials
+            search.sampler, derive_seed(search.seed, "sampler", number) % 2**32, search.startup_trials
         )
         known = self._config.known_params(number)
         if known is not None:
@@ -77,7 +76,7 @@ class SearchStudy:
             raise RuntimeError(f"the study is at trial {trial.number}, the ledger at {number}")
         config = self._config.suggest(trial)
         distributions = {name: distribution_to_json(d) for name, d in trial.distributions.items()}
-        return Proposal(number, config, trial.params, distributions, derive_seed(search.seed, "trial", number))
+        return Proposal(number, config, trial.params, distributions, trial_seed(search.seed, number))
 
     def tell(self, trial: TrialRecord) -> None:
         """Tell the study how a trial ended; its record is final for the search from here on."""

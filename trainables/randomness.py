@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,11 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-
-def derive_seed(*parts: object) -> int:
-    """Return a 63-bit seed that depends on every part and on nothing else, on any machine."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+from search_spaces.seeds import derive_seed
 
 
 class Randomness:

@@ -12,10 +12,10 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
+from search_spaces.seeds import derive_seed
 from trainables.config import TrainingConfig
 from trainables.dataset import Images
 from trainables.method import Batch
-from trainables.randomness import derive_seed
 
 
 def epoch_batches(images: Images, config: TrainingConfig, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -36,9 +36,13 @@ class UnknownName(SweepError, KeyError):
 
 def names(kind: Kind) -> list[str]:
     """Return the names that YAML may use for this kind, sorted."""
+    return sorted(built_in_names(kind) + [key for key, module in _plugins.items() if _fits(module, key, kind)])
+
+
+def built_in_names(kind: Kind) -> list[str]:
+    """Return the names that need no plugin, sorted."""
     package = importlib.import_module(f"trainables.{kind}")
-    built_in = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    return sorted(built_in + [key for key, module in _plugins.items() if _fits(module, key, kind)])
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
 def find(kind: Kind, key: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 
 from sweeps.config import SweepConfig, parse_sweep
 from sweeps.records import StageRecord, State, TrialRecord
-from sweeps.study import Proposal, SearchStudy, derive_seed
+from sweeps.study import Proposal, SearchStudy, trial_seed
 
 DOCUMENT: dict[str, Any] = {
     "model": {"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 2},
@@ -113,7 +113,7 @@ def test_a_trial_is_told_once() -> None:
         study.tell(finished)
 
 
-def test_derived_seeds_differ_by_purpose_and_fit_every_generator() -> None:
-    seeds = {derive_seed(s, purpose, n) for s in range(5) for purpose in ("trial", "sampler") for n in range(50)}
+def test_trials_of_all_sweeps_have_seeds_of_their_own() -> None:
+    seeds = {trial_seed(sweep_seed, number) for sweep_seed in range(5) for number in range(100)}
     assert len(seeds) == 500
     assert all(0 <= seed < 2**31 for seed in seeds)

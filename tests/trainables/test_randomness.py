@@ -8,7 +8,7 @@ import random
 import numpy as np
 import torch
 
-from trainables.randomness import Randomness, derive_seed
+from trainables.randomness import Randomness
 
 
 def draw():
@@ -50,11 +50,3 @@ def test_the_state_survives_a_file_without_code():
     restored.load_state_dict(torch.load(buffer, weights_only=True))
     with restored.active():
         assert draw() == expected
-
-
-def test_derived_seeds_are_fixed_numbers_that_differ_in_every_part():
-    assert derive_seed(0, "pgd", 1, 2) == derive_seed(0, "pgd", 1, 2)
-    seeds = {derive_seed(seed, image, restart) for seed in range(10) for image in range(20) for restart in range(5)}
-    assert len(seeds) == 1000
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derive_seed(1, 23) != derive_seed(12, 3)

@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from search_spaces.config import Number
+from search_spaces.seeds import derive_seed
 from trainables.ascent import ascend, frozen, loss_gradient, project, spread
 from trainables.attack import Attack, Model
 from trainables.config import AttackConfig
-from trainables.randomness import derive_seed
 
 SURE_MARGIN = 1e-4
 """Lead of a wrong class at which an image counts as fooled inside the attack. An image's logits differ by about 2e-6
