@@ -6,7 +6,7 @@ READY := .venv/ready
 .PHONY: quickstart test test-slow check format bench clean
 
 quickstart: $(READY)
-	$(BIN)/python run_sweep.py launch sweeps/presets/quickstart.yaml --name quickstart-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/python run_sweep.py launch sweeps/presets/quickstart.yaml
 
 test: $(READY)
 	$(BIN)/python -m pytest

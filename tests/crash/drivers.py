@@ -53,23 +53,28 @@ class Driver:
             self.process.kill()
             raise AssertionError(f"the driver did not end in {patience_s:.0f} s:\n{self.text()}") from None
 
-    def signal_when(self, number: signal.Signals, happened: Callable[[], bool]) -> None:
-        """Send a signal as soon as something has happened; fails if the driver ends first."""
+    def wait_until(self, happened: Callable[[], bool]) -> None:
+        """Return as soon as something has happened; fails if the driver ends first."""
         limit = time.monotonic() + PATIENCE_S
         while not happened():
             assert self.process.poll() is None, f"the driver ended before it could be interrupted:\n{self.text()}"
             assert time.monotonic() < limit, self.text()
             time.sleep(0.02)
+
+    def signal_when(self, number: signal.Signals, happened: Callable[[], bool]) -> None:
+        """Send a signal as soon as something has happened; fails if the driver ends first."""
+        self.wait_until(happened)
         self.process.send_signal(number)
 
     def text(self) -> str:
         return self.output.read_text()
 
 
-def launch(storage: Path, **options: str | None) -> Driver:
-    """Write the YAML into the storage folder and launch it as sweep "s"."""
+def launch(storage: Path, *overrides: str, **options: str | None) -> Driver:
+    """Write the YAML into the storage folder and launch it as sweep "s", with values replaced by key=value."""
     (storage / "s.yaml").write_text(SWEEP)
-    return Driver(storage, "launch", "s.yaml", "--name", "s", "--storage", ".", **options)
+    changes = [part for override in overrides for part in ("--set", override)]
+    return Driver(storage, "launch", "s.yaml", "--name", "s", "--storage", ".", *changes, **options)
 
 
 def resume(storage: Path, **options: str | None) -> Driver:

@@ -60,6 +60,7 @@ def assert_whole(storage: Path, undisturbed: dict[str, Any]) -> None:
     assert found["state"] == "finished"
     assert found["open"] == []
     assert results(ledger) == undisturbed
+    assert [item["trial"] for item in found["front"]] == slow_front(export_json(ledger)["trials"])
     kinds = Counter((event.number, event.kind) for event in ledger.events())
     for number in range(TRIALS):
         assert kinds[number, "proposed"] == kinds[number, "trained"] == kinds[number, "finished"] == 1
@@ -69,6 +70,18 @@ def assert_whole(storage: Path, undisturbed: dict[str, Any]) -> None:
     ended = Counter((e.number, str(e.detail)) for e in ledger.events() if e.kind == "stage done")
     assert all(count == 1 for count in ended.values())
     assert_mirrored(ledger)
+
+
+def slow_front(trials: list[dict[str, Any]]) -> list[int]:
+    """The front by its O(n²) definition, by falling clean accuracy."""
+    exact = [t for t in trials if t["state"] == "finished" and t["exact"]]
+    points = {t["number"]: (t["clean_acc"], t["robust_acc"]) for t in exact}
+    members = [
+        number
+        for number, (clean, robust) in points.items()
+        if not any(c >= clean and r >= robust and (c, r) != (clean, robust) for c, r in points.values())
+    ]
+    return sorted(members, key=lambda number: (-points[number][0], -points[number][1], number))
 
 
 def assert_mirrored(ledger: Ledger) -> None:
