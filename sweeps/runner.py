@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from rich.console import Console
 
 from cluster.connect import connect, prepare_environment
 from cluster.resources import Shares, plan_shares
-from search_spaces.errors import ConfigError, ConfigurationChanged, SweepError, SweepExists
+from search_spaces.errors import ConfigError, ConfigurationChanged, LeaseLost, SweepError, SweepExists
 from sweeps.config import SweepConfig, configuration_diff, parse_sweep
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
@@ -109,6 +111,7 @@ def drive(folder: SweepFolder, console: Console, *, address: str | None = None, 
     """
     ledger = Ledger.at(folder.ledger)
     config = parse_sweep(ledger.sweep().document, folder.config.name)
+    prepare_environment()  # before anything imports Ray
     from sweeps.searcher import Halt
 
     halt = Halt()
@@ -116,11 +119,13 @@ def drive(folder: SweepFolder, console: Console, *, address: str | None = None, 
         with Lease(ledger, on_lost=lambda: _lose(halt)), _signals(halt, console, folder):
             if trials is not None and trials > ledger.sweep().requested:
                 ledger.raise_total(trials)
+            driver = _Drive(folder, ledger, config, console, halt)
             if ledger.sweep().completed_at is not None:
                 console.print("nothing to do: the sweep is finished.")
+                driver.close_mirror(driver.start_mirror())  # a kill may have come before MLflow's last pass
                 return Outcome(_exit_code(ledger), False)
             ledger.note_driver("driver started", {"pid": os.getpid(), "address": address})
-            _Drive(folder, ledger, config, console, halt).run(address)
+            driver.run(address)
             return Outcome(INTERRUPTED if halt.requested else _exit_code(ledger), halt.requested)
     finally:
         ledger.close()
@@ -143,22 +148,25 @@ class _Drive:
         kept = self.coordinator.kept
         if kept.finished or kept.continuing or kept.to_evaluate or kept.failed:
             self.console.print(kept.sentence(), highlight=False)
-        prepare_environment()
         ours = not ray.is_initialized()
         shares = connect(address, self._plan, self.folder.log)
         self.console.print(shares.describe(), style="dim", highlight=False)
-        mirror = self._start_mirror()
+        mirror = self.start_mirror()
         try:
             with self.progress:
                 self._work(shares)
+        except Exception:
+            self.halt.error = traceback.format_exc()
         finally:
             if self.coordinator.pool is not None and self.halt:
                 self.coordinator.pool.cancel()
-            self._close_mirror(mirror)
+            self.close_mirror(mirror)
             if ours:
                 ray.shutdown()
+            shutil.rmtree(self.folder.scratch, ignore_errors=True)  # Tune's own files; nothing reads them again
         if self.halt.error:
-            self.ledger.note_driver("driver crashed", {"error": self.halt.error})
+            with contextlib.suppress(LeaseLost):
+                self.ledger.note_driver("driver crashed", {"error": self.halt.error})
             raise DriverCrashed(
                 f"the driver failed; nothing is lost. {self.folder.resume_command} goes on.\n{self.halt.error}"
             )
@@ -192,8 +200,8 @@ class _Drive:
             time.sleep(POLL_S)
         if not self.halt:
             self.ledger.complete()
-        else:
-            self.ledger.note_driver("interrupted", {"requested": self.halt.requested})
+        elif self.halt.requested:
+            self.ledger.note_driver("interrupted", {})
 
     def _train(self, shares: Shares) -> None:
         """One fit(): it ends when no training can be needed any more, or on a halt."""
@@ -212,7 +220,8 @@ class _Drive:
     def _handler(self, *_: Any) -> None:
         signal_received(self.halt, self.console, self.folder)
 
-    def _start_mirror(self) -> Any:
+    def start_mirror(self) -> Any:
+        """Start mirroring to MLflow in a thread; None if tracking is off."""
         if not self.config.tracking.enabled:
             return None
         from sweeps.tracking import Mirror, MirrorThread
@@ -222,7 +231,8 @@ class _Drive:
         thread.start()
         return thread
 
-    def _close_mirror(self, mirror: Any) -> None:
+    def close_mirror(self, mirror: Any) -> None:
+        """Make the last pass, within a time that fits the occasion."""
         if mirror is None:
             return
         closing = "KILLED" if self.halt else None
@@ -247,7 +257,7 @@ def _install(handler: Callable[..., None]) -> None:
         signal.signal(number, handler)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _signals(halt: Any, console: Console, folder: SweepFolder) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     _install(lambda *_: signal_received(halt, console, folder))
