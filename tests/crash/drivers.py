@@ -28,7 +28,7 @@ attacks:
   images: 60
   stages: [{pgd: {steps: 5, restarts: 1}}, {pgd: {steps: 10, restarts: 2}}]
   test: {images: 20, stages: [fgsm], trials: 2}
-search: {trials: 8, sampler: random, seed: 3}
+search: {trials: 12, sampler: random, seed: 3}
 """
 
 

@@ -20,7 +20,7 @@ from tests.crash.drivers import Driver, launch, ledger_says, open_ledger, resume
 
 pytestmark = pytest.mark.ray
 
-TRIALS = 8
+TRIALS = 12
 
 POINTS = (
     "mlflow.note:1",
@@ -107,10 +107,10 @@ def test_a_sweep_that_is_stopped_in_every_way_ends_as_if_it_had_not_been(
 ) -> None:
     """One sweep meets Ctrl-C, seven kills between an act and its commit, one in training and one in evaluation."""
     stop_with_ctrl_c(launch(tmp_path), tmp_path)
+    kill_when(tmp_path, lambda ledger: any(0 < t.epochs < 4 for t in ledger.trials([State.TRAINING])))
     for point in POINTS:
         driver = resume(tmp_path, kill_at=point)
         assert driver.wait() == -signal.SIGKILL, f"{point} was never reached:\n{driver.text()}"
-    kill_when(tmp_path, lambda ledger: any(0 < t.epochs < 4 for t in ledger.trials([State.TRAINING])))
     kill_when(tmp_path, lambda ledger: any(s.state == "running" for s in ledger.stages()))
     found = status(open_ledger(tmp_path))
     assert found["state"] == "interrupted"
