@@ -46,8 +46,8 @@ def pinned_trial(config: SweepConfig, method: str | None) -> TrialConfig:
         data=config.data,
         training=config.training.at_defaults(),
         methods={name: space.at_defaults() for name, space in entry.spaces.items()},
-        threads=max(1, int(config.resources.cpus)),
-        plugins=tuple(str(p) for p in config.plugins),
+        threads=config.resources.threads,
+        plugins=config.plugins,
     )
 
 
@@ -67,8 +67,8 @@ def run_trial(
 def _run(
     trial: TrialConfig, seed: int, plan: AttackPlan | None, say: Callable[[str], None], folder: Path
 ) -> ForegroundResult:
-    from trainables.dataset import load_splits
     from trainables.training import Training
+    from trainables.trial import find_splits
 
     training = Training(trial, seed, folder)
     while not training.is_done:
@@ -76,7 +76,7 @@ def _run(
         say(f"epoch {training.epochs_done}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
     outcome = training.finish()
     say(f"trained: clean {outcome.clean_acc:.4f}")
-    splits = load_splits(trial.data, trial.model.img_size, with_selection=trial.training.select == "best")
+    splits = find_splits(trial)
     stages: list[StageRecord] = []
     for position, stage in enumerate(plan.stages if plan is not None else ()):
         assert plan is not None
