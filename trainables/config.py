@@ -139,7 +139,7 @@ class TrialConfig(Config):
     data: SerializeAsAny[DataConfig] = DataConfig()
     training: TrainingConfig = TrainingConfig()
     methods: dict[str, SerializeAsAny[MethodConfig]] = Field(default_factory=dict)
-    """The stack: method name → its configuration, in the order in which the hooks are chained. Empty is plain."""
+    """The stack: method name → its configuration, in the order in which they wrap the model. Empty is plain."""
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of torch; part of the configuration because it changes the order of floating-point sums."""
     plugins: tuple[str, ...] = ()

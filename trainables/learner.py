@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from search_spaces.errors import LossDiverged
 from trainables import recipe
+from trainables.attention import record_attention
 from trainables.config import TrialConfig
 from trainables.dataset import Images, Splits
 from trainables.method import Batch, build_stack
 from trainables.trial import new_model, wrap_model
 from trainables.verdicts import predict_logits
-from trainables.vit import record_attention
 
 
 class Learner:

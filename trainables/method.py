@@ -38,12 +38,16 @@ class ModelFacts:
     embed_dim: int
     exposes_attention: bool
     """Whether every block computes its attention with an ordinary softmax that can be read."""
+    normalises_queries: bool = False
+    """Whether queries and keys pass a norm of their own (qk_norm), so that W_Q and W_K alone do not give the scores."""
 
 
 class Method(ABC, Generic[ConfigT]):
     """A robustness method. Every hook defaults to plain fine-tuning; override only what differs."""
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    strengths: ClassVar[tuple[str, ...]] = ()
+    """Fields that say how strongly the method acts: all at 0 it is plain fine-tuning, bit by bit."""
 
     def __init__(self, config: ConfigT, total_epochs: int) -> None:
         """Args: config: the method's own; total_epochs: length of the training, for warm-ups."""
@@ -109,11 +113,12 @@ def overrides(method_type: type[Method[Any]], hook: str) -> bool:
 def check_stack(types: Mapping[str, type[Method[Any]]]) -> list[str]:
     """Return one sentence for every reason why these methods cannot be stacked; empty if they can.
 
-    Penalties add up, wrap and perturb chain; loss and update have one owner at most (our choice: a sum of two task
-    losses would be a third method, which should have a name of its own).
+    Penalties add up and wrap chains. perturb, loss and update have one owner at most (our choice: a sum of two task
+    losses would be a third method, which should have a name of its own, and adversarial examples of adversarial
+    examples may lie 2 ε away).
     """
     reasons = []
-    for hook in ("loss", "update"):
+    for hook in ("perturb", "loss", "update"):
         owners = [name for name, method_type in types.items() if overrides(method_type, hook)]
         if len(owners) > 1:
             reasons.append(f"{' and '.join(owners)} both replace the {hook} of a step; only one of a stack may")
@@ -121,7 +126,7 @@ def check_stack(types: Mapping[str, type[Method[Any]]]) -> list[str]:
 
 
 class MethodStack:
-    """Several methods as one: hooks chain in order, penalties add up. An empty stack is plain fine-tuning."""
+    """Several methods as one: wrap chains in order, penalties add up. An empty stack is plain fine-tuning."""
 
     def __init__(self, methods: Mapping[str, Method[Any]]) -> None:
         self.methods = dict(methods)
@@ -142,9 +147,7 @@ class MethodStack:
         return model
 
     def perturb(self, model: nn.Module, batch: Batch) -> Batch:
-        for method in self.methods.values():
-            batch = method.perturb(model, batch)
-        return batch
+        return self._owner("perturb").perturb(model, batch)
 
     def loss(self, model: nn.Module, seen: Batch, clean: Batch) -> Tensor:
         return self._owner("loss").loss(model, seen, clean)

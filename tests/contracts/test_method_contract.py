@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from search_spaces.space import read_space
+from trainables.attention import attention_layers, record_attention
 from trainables.checkpoint import read_final, weights_digest
 from trainables.config import TrialConfig, method_config_type
 from trainables.method import Batch, build_stack
 from trainables.registry import find, names
 from trainables.training import Training, load_final
-from trainables.vit import attention_layers, build_model, model_facts, record_attention
+from trainables.vit import build_model, model_facts
 
 METHODS = names("methods")
 CPU = torch.device("cpu")
@@ -56,13 +57,6 @@ def parts(config):
 
 def digest(training):
     return training.finish().weights_digest
-
-
-def switched_off(key):
-    """The values at which a method must be plain fine-tuning, by the convention that `weight` or `epsilon` is 0."""
-    fields = method_config_type(key).model_fields
-    zero = [name for name in fields if name in ("weight", "epsilon")]
-    return {zero[0]: 0} if zero else None if fields else {}
 
 
 def test_its_defaults_fit_a_tiny_model(key, config):
@@ -171,9 +165,9 @@ def test_its_penalties_are_named_scalars(parts):
 
 
 def test_switched_off_it_is_plain_fine_tuning_bit_by_bit(key, tiny_trial, tmp_path):
-    off = switched_off(key)
-    if off is None:
-        pytest.skip(f"{key} has neither weight nor epsilon: it cannot be switched off")
+    off = dict.fromkeys(find("methods", key).strengths, 0)
+    if not off and key != "plain":
+        pytest.skip(f"{key} cannot be switched off")
     digests = set()
     for name, methods in (("off", {key: off}), ("plain", {})):
         training = Training(tiny_trial(methods, training={"epochs": 1}), 5, tmp_path / name, device=CPU)

@@ -51,14 +51,26 @@ class OwnLoss(Method[MethodConfig]):
         return cross_entropy(model(clean.images), clean.targets) * 3
 
 
-def test_hooks_chain_in_order_and_penalties_add_up():
-    stack = MethodStack({"one": Shift(1), "ten": Shift(10)})
+class Grow(Method[MethodConfig]):
+    def __init__(self, size):
+        super().__init__(MethodConfig(), 1)
+        self.size = size
+
+    def wrap(self, model, probe):
+        return nn.Sequential(model, nn.Linear(self.size, self.size))
+
+
+def test_wrap_chains_in_order_and_penalties_add_up():
+    stack = MethodStack({"one": Shift(1), "grow2": Grow(2), "grow3": Grow(3)})
     batch = Batch(torch.zeros(1), torch.zeros(1))
-    assert stack.perturb(nn.Identity(), batch).images.tolist() == [12]  # (0·2 + 1)·2 + 10
-    assert {name: float(v) for name, v in stack.penalty(nn.Identity(), []).items()} == {"shift1": 1, "shift10": 10}
-    stack.on_epoch_start(nn.Identity(), 4)
+    wrapped = stack.wrap(nn.Identity(), batch)
+    assert [layer.in_features for layer in wrapped.modules() if isinstance(layer, nn.Linear)] == [2, 3]
+    assert stack.perturb(nn.Identity(), batch).images.tolist() == [1]
+    two = MethodStack({"one": Shift(1), "ten": Shift(10)})
+    assert {name: float(v) for name, v in two.penalty(nn.Identity(), []).items()} == {"shift1": 1, "shift10": 10}
+    two.on_epoch_start(nn.Identity(), 4)
     other = MethodStack({"one": Shift(1), "ten": Shift(10)})
-    other.load_state_dict(stack.state_dict())
+    other.load_state_dict(two.state_dict())
     assert [method.epochs for method in other.methods.values()] == [4, 4]
 
 
@@ -72,6 +84,8 @@ def test_the_loss_belongs_to_the_method_that_replaces_it():
 def test_two_owners_of_one_hook_do_not_stack():
     (reason,) = check_stack({"a": OwnLoss, "b": OwnLoss, "c": Shift})
     assert "a and b both replace the loss" in reason
+    (reason,) = check_stack({"c": Shift, "d": Shift})
+    assert "c and d both replace the perturb" in reason
     assert check_stack({"a": OwnLoss, "c": Shift}) == []
 
 

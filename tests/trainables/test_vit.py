@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from search_spaces.errors import ModelError
+from trainables.attention import attention_layers, record_attention
 from trainables.config import ModelConfig
 from trainables.methods.jasmin import Jasmin, JasminConfig
-from trainables.vit import attention_layers, build_model, model_facts, record_attention
+from trainables.vit import build_model, model_facts
 
 TINY = {"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 3, "num_heads": 3}
 

@@ -38,6 +38,7 @@ class Adversarial(Method[AdversarialConfig]):
     """
 
     Config = AdversarialConfig
+    strengths = ("epsilon",)
 
     def __init__(self, config: AdversarialConfig, total_epochs: int) -> None:
         super().__init__(config, total_epochs)

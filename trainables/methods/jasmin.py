@@ -100,6 +100,7 @@ class Jasmin(Method[JasminConfig]):
     """λ Σ_layers Σ_heads agg_rows log g₁ (k = 0) or log(g₁/g_k); the mean over the batch is our choice."""
 
     Config = JasminConfig
+    strengths = ("weight",)
 
     @classmethod
     def check(cls, config: JasminConfig, facts: ModelFacts) -> Iterable[tuple[str, str]]:
