@@ -1,22 +1,22 @@
-"""`make bench`: measure what the documentation claims, and write benchmarks/results.json.
-
-A row is ``{id, value, spread, unit, target, met, peer, command}``; targets that are missed are rows too.
-"""
+"""`make bench`: measure what the documentation claims, and write benchmarks/results.json."""
 
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from benchmarks import steps
+from benchmarks.rows import Row, measured
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 CLI = [sys.executable, str(ROOT / "run_sweep.py")]
+PRESETS = sorted((ROOT / "sweeps" / "presets").glob("*.yaml"))
 
 
 def seconds(arguments: list[str], repeats: int) -> list[float]:
@@ -29,32 +29,26 @@ def seconds(arguments: list[str], repeats: int) -> list[float]:
     return found
 
 
-def row(identity: str, values: list[float], target: float, command: str) -> dict[str, Any]:
-    """Median and range of some wall times against an upper bound."""
-    value = statistics.median(values)
-    return {
-        "id": identity,
-        "value": round(value, 3),
-        "spread": [round(min(values), 3), round(max(values), 3)],
-        "unit": "s",
-        "target": f"<= {target:g}",
-        "met": value <= target,
-        "peer": None,
-        "command": f"python run_sweep.py {command}",
-    }
+def command_rows() -> Iterator[Row]:
+    """Wall times of whole commands."""
+    with tempfile.TemporaryDirectory() as storage:
+
+        def row(identity: str, command: str, repeats: int, at_most: float) -> Row:
+            values = seconds([*command.split(), *([] if command == "--help" else ["--storage", storage])], repeats)
+            return measured(identity, values, "s", f"python run_sweep.py {command}", at_most=at_most)
+
+        yield row("quickstart", "launch sweeps/presets/quickstart.yaml", 1, 240)
+        yield row("help", "--help", 7, 1)
+        yield row("status", "status quickstart --json", 7, 1)
+        yield row("report", "report quickstart", 5, 15)
+        for preset in PRESETS:
+            command = f"launch {preset.relative_to(ROOT)} --scale smoke"
+            yield row(f"smoke_{preset.stem}", command, 1, 20)
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as storage:
-        where = ["--storage", storage]
-        quickstart = seconds(["launch", "sweeps/presets/quickstart.yaml", *where], 1)
-        rows = [
-            row("quickstart", quickstart, 240, "launch sweeps/presets/quickstart.yaml"),
-            row("help", seconds(["--help"], 7), 1, "--help"),
-            row("status", seconds(["status", "quickstart", "--json", *where], 7), 1, "status quickstart --json"),
-            row("report", seconds(["report", "quickstart", *where], 5), 15, "report quickstart"),
-        ]
-    RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
+    rows = [*command_rows(), *steps.rows()]
+    RESULTS.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     sys.stdout.write(RESULTS.read_text())
 
 

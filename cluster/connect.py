@@ -23,6 +23,7 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",  # after Ray's 1 s every attack would import torch again
     "MLFLOW_CONFIGURE_LOGGING": "false",  # Tune imports MLflow to count callbacks, before our mirror does
 }
 

@@ -8,7 +8,7 @@ from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.report import build_report
 from sweeps.summary import front_of, headline, sweep_state
-from sweeps.terminal import front_scatter, front_table
+from sweeps.terminal import front_scatter, front_table, replicates_table
 from sweeps.tracking_ui import links
 
 DEFAULT_PORT = 5000
@@ -23,6 +23,9 @@ def conclude(folder: SweepFolder, console: Console) -> None:
     console.print(front_scatter(ledger))
     console.print(front_table(ledger))
     console.print()
+    if (replicates := replicates_table(ledger)) is not None:
+        console.print(replicates)
+        console.print()
     console.print(f"{folder.name}: {sweep_state(ledger)}, {headline(sweep, trials)}", highlight=False)
     print_line(console, "report", str(html))
     print_tracking(console, folder, ledger)

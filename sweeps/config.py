@@ -18,10 +18,13 @@ from search_spaces.domains import Domain, Scalar, Suggests
 from search_spaces.errors import ConfigError, Problem
 from search_spaces.space import Space
 from sweeps.differences import configuration_diff
+from sweeps.grid import Grid, build_grid
 from sweeps.known import Parameter, fix_params, list_parameters, searched_domains
 from sweeps.reading import Sections, read_sections
 from sweeps.rules import cross_problems
+from sweeps.scale import Scale, shrink
 from sweeps.sections import (
+    DEFAULT_TRIALS,
     AttackPlan,
     FailuresSection,
     MethodEntry,
@@ -31,8 +34,10 @@ from sweeps.sections import (
     TestPlan,
     TrackingSection,
 )
-from sweeps.yaml_source import Source, read_document
-from trainables.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from sweeps.yaml_source import Source, apply_overrides, read_document
+from trainables.attack import Threat
+from trainables.config import DataConfig, ModelConfig, MonitorConfig, TrainingConfig, TrialConfig
+from trainables.registry import find, names
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class SweepConfig:
     objectives: tuple[str, ...]
     attacks: AttackPlan | None
     """None only if the document has no section attacks, and then robust_acc is no objective."""
+    monitor: MonitorConfig
+    """With norm and epsilon if it is on, the default if it is off."""
     search: SearchSection
     resources: ResourcesSection
     tracking: TrackingSection
@@ -67,15 +74,33 @@ class SweepConfig:
             data=self.data,
             training=self.training.suggest(trial, "training"),
             methods={name: space.suggest(trial, entry.prefix(name)) for name, space in entry.spaces.items()},
+            monitor=self.monitor,
             threads=self.resources.threads,
             plugins=self.plugins,
         )
 
-    def known_params(self, position: int) -> dict[str, Scalar] | None:
-        """Return the fixed Optuna parameters of the known configuration at `position`, or None beyond the list."""
-        if position >= len(self.search.known):
+    @property
+    def trials(self) -> int:
+        """How many trials are asked for in total."""
+        if self.search.trials is not None:
+            return self.search.trials
+        return DEFAULT_TRIALS if self.grid is None else len(self.grid) * self.search.replicates
+
+    @cached_property
+    def grid(self) -> Grid | None:
+        """What `sampler: grid` trains; None with any other sampler."""
+        return build_grid(self.search, self._parameters, self.methods) if self.search.sampler == "grid" else None
+
+    def known_params(self, number: int) -> dict[str, Scalar] | None:
+        """Return the fixed Optuna parameters of trial `number`, or None where the sampler has a free hand.
+
+        A grid fixes every trial; otherwise the known configurations come first.
+        """
+        if self.grid is not None:
+            return self.grid.params(number)
+        if number >= len(self.search.known):
             return None
-        return fix_params(self.search.known[position], self._parameters, self.methods)[0]
+        return fix_params(self.search.known[number], self._parameters, self.methods)[0]
 
     def domains(self) -> dict[str, Domain]:
         """Return the domain of every parameter that `suggest` may draw, by name."""
@@ -93,7 +118,8 @@ class SweepConfig:
             "methods": [entry.plain() for entry in self.methods],
             "objectives": list(self.objectives),
             "attacks": self.attacks and self.attacks.as_written(),
-            "search": {key: value for key, value in self.search.plain().items() if key != "trials"},
+            "monitor": self.monitor.plain(),
+            "search": {k: v for k, v in self.search.plain().items() if k not in ("trials", "replicates")},
             "resources": {"cpus": self.resources.cpus},
             "plugins": list(self.plugins),
         }
@@ -109,16 +135,21 @@ class SweepConfig:
         return list_parameters(self.model, self.training, self.methods)
 
 
-def read_sweep(file: Path, overrides: Sequence[str] = ()) -> SweepConfig:
+def read_sweep(file: Path, overrides: Sequence[str] = (), scale: Scale | None = None) -> SweepConfig:
     """Read a sweep's YAML file.
 
-    Args:    overrides: ``key=value`` with dotted keys and list positions, e.g. ``methods[1].jasmin.k=0``.
+    Args:
+        overrides: ``key=value`` with dotted keys and list positions, e.g. ``methods[1].jasmin.k=0``.
+        scale: shrinks the file's document before the overrides change it.
     Raises:  ConfigError with every problem of the file and the overrides.
 
-    Relative paths (data.path, model.weights, plugins) are relative to the working directory, and absolute from here on:
-    a sweep may be resumed from elsewhere.
+    Relative paths (data.path, data.root, model.weights, plugins) are relative to the working directory, and absolute
+    from here on: a sweep may be resumed from elsewhere.
     """
-    document, source = read_document(file, overrides)
+    document, source = read_document(file)
+    if scale is not None:
+        document = shrink(document, scale, file.stem)
+    document, source = apply_overrides(document, source, overrides)
     return _build(_with_absolute_paths(document), source)
 
 
@@ -136,13 +167,23 @@ def parse_sweep(document: Mapping[str, Any], source: str = "") -> SweepConfig:
 
 def _with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
     made = dict(document)
-    for section, key in (("data", "path"), ("model", "weights")):
-        fields = document.get(section)
+    if isinstance(document.get("data"), dict):
+        made["data"] = {**_default_root(document["data"].get("name")), **document["data"]}
+    for section, key in (("data", "path"), ("data", "root"), ("model", "weights")):
+        fields = made.get(section)
         if isinstance(fields, dict) and isinstance(fields.get(key), str):
             made[section] = {**fields, key: os.path.abspath(fields[key])}
     if isinstance(document.get("plugins"), list):
         made["plugins"] = [os.path.abspath(p) if isinstance(p, str) else p for p in document["plugins"]]
     return made
+
+
+def _default_root(dataset: Any) -> dict[str, str]:
+    """Return the root folder that a data set takes if the file names none: it is relative as well."""
+    if dataset not in names("datasets"):
+        return {}
+    root = find("datasets", dataset).Config.model_fields.get("root")
+    return {} if root is None or root.is_required() else {"root": str(root.default)}
 
 
 def _build(document: dict[str, Any], source: Source) -> SweepConfig:
@@ -167,12 +208,22 @@ def _assemble(document: dict[str, Any], parsed: Sections) -> SweepConfig:
         methods=tuple(parsed.methods),
         objectives=general.objectives,
         attacks=parsed.attacks,
+        monitor=_resolve(general.monitor, parsed.attacks),
         search=general.search,
         resources=general.resources,
         tracking=general.tracking,
         failures=general.failures,
         plugins=general.plugins,
     )
+
+
+def _resolve(monitor: MonitorConfig, attacks: AttackPlan | None) -> MonitorConfig:
+    """Fill in the ball of a monitor that is on; whatever one that is off says, it is the default."""
+    if not monitor.images:
+        return MonitorConfig()
+    ball = Threat() if attacks is None else attacks
+    given = {"norm": monitor.norm or ball.norm, "epsilon": monitor.epsilon or ball.epsilon}
+    return monitor.model_copy(update=given)
 
 
 __all__ = [

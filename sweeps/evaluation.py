@@ -6,11 +6,12 @@ file into the ledger. What was finished but not adopted when a driver died is ad
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 
 from cluster.resources import Shares
 from search_spaces.config import digest_of
-from search_spaces.errors import ObjectiveMissing
+from search_spaces.errors import ObjectiveMissing, SweepError
+from search_spaces.imports import quick_imports
 from sweeps.records import Split, StageRecord
 
 
@@ -85,14 +87,15 @@ def judge_stage(job: StageJob) -> None:
     """Run a stage and write its verdict file, unless a good one is there already. Runs in a worker."""
     if _is_judged(job):
         return
-    import torch
+    with quick_imports():
+        import torch
 
-    from trainables.attack import Threat, find_attack
-    from trainables.config import attack_config_type
-    from trainables.dataset import balanced_subset
-    from trainables.registry import load_plugins
-    from trainables.training import default_device, load_final
-    from trainables.verdicts import clean_correct, judge
+        from trainables.attack import Threat, find_attack
+        from trainables.config import attack_config_type
+        from trainables.dataset import balanced_subset
+        from trainables.registry import load_plugins
+        from trainables.training import default_device, load_final
+        from trainables.verdicts import clean_correct, judge
 
     torch.set_num_threads(job.threads)
     load_plugins(job.plugins)
@@ -123,6 +126,18 @@ def judge_stage(job: StageJob) -> None:
             "seconds": verdict.seconds,
         },
     )
+
+
+def warm_up(attacks: Sequence[str]) -> None:
+    """Import what stages with these attacks need, which takes seconds. Runs in a worker."""
+    with quick_imports():
+        import trainables.training
+        import trainables.verdicts  # noqa: F401
+        from trainables.registry import find
+
+        for attack in attacks:
+            with contextlib.suppress(SweepError):  # of a plugin, which its stage will load
+                find("attacks", attack)
 
 
 def _is_judged(job: StageJob) -> bool:
@@ -164,7 +179,8 @@ def read_verdicts(job: StageJob) -> Verdicts:
 class EvaluationPool:
     """Runs stages as Ray tasks. While trials train it keeps to its reserved share; `use_everything` lifts that."""
 
-    def __init__(self, shares: Shares) -> None:
+    def __init__(self, shares: Shares, attacks: Sequence[str] = ()) -> None:
+        """Args: attacks: keys of those to expect; the workers import them while the first trials train."""
         import ray
         from ray.util.placement_group import placement_group
 
@@ -175,6 +191,10 @@ class EvaluationPool:
         bundle = {name: amount for name, amount in bundle.items() if amount}
         self._reserved: Any = placement_group([bundle] * self.capacity, strategy="SPREAD")
         ray.get(self._reserved.ready())
+        warming = ray.remote(max_retries=0, **self._options())(warm_up)
+        self._warming = [
+            warming.remote(list(attacks)) for _ in range(self.capacity)
+        ]  # kept: a dropped one is cancelled
 
     @property
     def free(self) -> int:
@@ -194,13 +214,17 @@ class EvaluationPool:
         """Start a stage; `done` will name it once."""
         import ray
 
+        task = ray.remote(max_retries=1, **self._options())(judge_stage)
+        self._running[task.remote(job)] = job
+
+    def _options(self) -> dict[str, Any]:
+        """Return what Ray needs to know about a task: its share, and where that is reserved."""
         options: dict[str, Any] = {"num_cpus": self._shares.evaluation_cpus, "num_gpus": self._shares.evaluation_gpus}
         if self._reserved is not None:
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._reserved)
-        task = ray.remote(max_retries=1, **options)(judge_stage)
-        self._running[task.remote(job)] = job
+        return options
 
     def done(self) -> list[tuple[StageJob, str | None]]:
         """Return the stages that ended since the last call, each with its traceback if it failed."""

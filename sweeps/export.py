@@ -40,6 +40,7 @@ def export_json(ledger: Ledger) -> dict[str, Any]:
             "environment": dict(sweep.environment),
         },
         "trials": [public_trial(t, snapshot.stages_of(t)) for t in snapshot.trials],
+        "replicates": [replicates.public() for replicates in snapshot.replicates],
     }
 
 

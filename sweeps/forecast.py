@@ -11,11 +11,14 @@ import torch
 from search_spaces.domains import thin
 from search_spaces.errors import ConfigError
 from sweeps.config import SweepConfig
+from sweeps.prefetch import check_fit, to_fetch
 from sweeps.rules import MAX_MODELS, attack_problems
 from sweeps.sections import Stage
+from trainables.attacks.pgd import Pgd
 from trainables.checkpoint import KEPT
-from trainables.config import ModelConfig, TrainingConfig
-from trainables.dataset import Splits, load_splits
+from trainables.config import ModelConfig, MonitorConfig, TrainingConfig
+from trainables.dataset import Splits, outline_splits
+from trainables.monitor import pgd_of
 from trainables.registry import find
 from trainables.vit import build_model, model_facts
 
@@ -86,6 +89,10 @@ class Plan:
     """What a sweep would run."""
 
     config: SweepConfig
+    to_fetch: tuple[str, ...]
+    """What is not on this machine and would be fetched at the launch, one clause each."""
+    left_out: tuple[str, ...]
+    """What the models would leave out of the weights that they start from, one sentence each."""
     model: ModelFigures
     data: DataFigures
     epochs: Range
@@ -95,6 +102,8 @@ class Plan:
     """Training images seen by all trials together, each as often as it is seen; methods may add passes of their own."""
     stages: tuple[StageFigures, ...]
     test_stages: tuple[StageFigures, ...]
+    monitor_passes: Range | None
+    """Forward passes of one trial's monitor, counted as a stage's are; None if it is off."""
     checkpoint_bytes: Range
     """Of one running trial."""
     final_bytes: Range
@@ -102,10 +111,12 @@ class Plan:
 
 
 def describe(config: SweepConfig) -> Plan:
-    """Load the data, build the models without weights, and add up.
+    """Load the data as far as they are there, build the models without weights, and add up; needs no network.
 
-    Raises: DataError if the data set cannot be loaded; ConfigError if an attack cannot run on its number of classes.
+    Raises: DataError if the data set cannot be loaded or may not be fetched; ModelError the same of weights, or if they
+        do not fit; ConfigError if an attack cannot run on the number of classes.
     """
+    missing = to_fetch(config)
     splits = _load(config)
     problems = list(attack_problems(config.attacks, splits.num_classes))
     if problems:
@@ -116,23 +127,29 @@ def describe(config: SweepConfig) -> Plan:
     plan, test = config.attacks, config.attacks and config.attacks.test
     return Plan(
         config=config,
+        to_fetch=tuple(missing),
+        left_out=tuple(check_fit(config, splits)),
         model=model,
         data=_data_figures(config, splits),
         epochs=epochs,
         steps=Range.over(t.epochs * math.ceil(len(splits.train.labels) / t.batch_size) for t in trainings),
-        image_passes=epochs.scaled(len(splits.train.labels) * config.search.trials),
+        image_passes=epochs.scaled(len(splits.train.labels) * config.trials),
         stages=_stage_figures(plan.stages, plan.images, len(splits.validation.labels), splits) if plan else (),
         test_stages=_stage_figures(test.stages, test.images, len(splits.test.labels), splits) if test else (),
+        monitor_passes=_monitor_passes(config.monitor, trainings, splits),
         checkpoint_bytes=_checkpoint_bytes(model.parameters, trainings),
-        final_bytes=model.parameters.scaled(BYTES_PER_WEIGHT * config.search.trials),
+        final_bytes=model.parameters.scaled(BYTES_PER_WEIGHT * config.trials),
     )
 
 
 def _load(config: SweepConfig) -> Splits:
-    """Load the splits; pixel statistics are not measured, which takes long for images on disk."""
+    """Load the splits, or what is known of them before they are fetched.
+
+    Pixel statistics are not measured, which takes long for images on disk.
+    """
     data = config.data.model_copy(update={"mean": (0.5,), "std": (0.5,)})
     with_selection = any(training.select == "best" for training in config.training.discrete_corners())
-    return load_splits(data, config.model.at_defaults().img_size, with_selection=with_selection)
+    return outline_splits(data, config.model.at_defaults().img_size, with_selection=with_selection)
 
 
 def _data_figures(config: SweepConfig, splits: Splits) -> DataFigures:
@@ -178,6 +195,15 @@ def _stage_figures(
         each = find("attacks", stage.attack).passes(stage.config, splits.num_classes)
         figures.append(StageFigures(stage.label, images, None if each is None else Range(*each).scaled(images)))
     return tuple(figures)
+
+
+def _monitor_passes(monitor: MonitorConfig, trainings: Sequence[TrainingConfig], splits: Splits) -> Range | None:
+    if not monitor.images:
+        return None
+    images = sum(min(monitor.images, len(part.labels)) for part in (splits.train, splits.validation))
+    looks = Range.over(math.ceil(t.epochs / monitor.every) for t in trainings)  # the last epoch always counts
+    low, high = Pgd.passes(pgd_of(monitor), splits.num_classes)
+    return Range(looks.low * low, looks.high * high).scaled(images)
 
 
 def _checkpoint_bytes(parameters: Range, trainings: Sequence[TrainingConfig]) -> Range:

@@ -46,6 +46,7 @@ def pinned_trial(config: SweepConfig, method: str | None) -> TrialConfig:
         data=config.data,
         training=config.training.at_defaults(),
         methods={name: space.at_defaults() for name, space in entry.spaces.items()},
+        monitor=config.monitor,
         threads=config.resources.threads,
         plugins=config.plugins,
     )
@@ -71,6 +72,8 @@ def _run(
     from trainables.trial import find_splits
 
     training = Training(trial, seed, folder)
+    for note in training.notes:
+        say(note)
     while not training.is_done:
         metrics = training.run_epoch()
         say(f"epoch {training.epochs_done}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))

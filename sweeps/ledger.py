@@ -18,7 +18,6 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from search_spaces.config import canonical_json
 from search_spaces.errors import IllegalTransition, LeaseLost, LedgerError
 from sweeps.records import CLOSED, OPEN, Event, LeaseRecord, Split, StageRecord, State, SweepRecord, TrialRecord
 
@@ -259,9 +258,9 @@ class Ledger:
                     number=number,
                     state=State.PROPOSED,
                     label=label,
-                    config=canonical_json(config),
-                    params=canonical_json(params),
-                    distributions=canonical_json(distributions),
+                    config=_json(config),
+                    params=_json(params),
+                    distributions=_json(distributions),
                     seed=seed,
                     created_at=now,
                     updated_at=now,
@@ -283,7 +282,7 @@ class Ledger:
         """Replace a trial's curves by `history`, one mapping of metrics per epoch; the checkpoint exists already."""
         with self._write() as connection:
             known = connection.scalar(sa.select(_trials.c.epochs).where(_trials.c.number == number))
-            _put(connection, _curves, {"number": number}, {"history": canonical_json(list(history))})
+            _put(connection, _curves, {"number": number}, {"history": _json(list(history))})
             self._touch(connection, number, "epochs", {"from": known, "to": len(history)}, epochs=len(history))
 
     def finish_training(self, number: int, clean_acc: float, weights_digest: str, seconds: float) -> None:
@@ -495,7 +494,7 @@ def _engine(url: str) -> sa.Engine:
 
 
 def _event(connection: sa.Connection, number: int | None, kind: str, detail: Mapping[str, Any]) -> int:
-    entry = _events.insert().values(at=time.time(), number=number, kind=kind, detail=canonical_json(dict(detail)))
+    entry = _events.insert().values(at=time.time(), number=number, kind=kind, detail=_json(dict(detail)))
     key = connection.execute(entry).inserted_primary_key
     return int(key[0]) if key else 0
 
@@ -511,11 +510,16 @@ def _stage_key(stage: StageRecord) -> sa.ColumnElement[bool]:
     return sa.and_(*key)
 
 
+def _json(data: Any) -> str:
+    """Write data as JSON, its keys in their order: that of a stack of methods matters."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
 def _pack(record: SweepRecord | StageRecord) -> dict[str, Any]:
     values: dict[str, Any] = dict(record.__dict__)
     for name, value in values.items():
         if isinstance(value, Mapping | tuple):
-            values[name] = canonical_json(dict(value) if isinstance(value, Mapping) else list(value))
+            values[name] = _json(dict(value) if isinstance(value, Mapping) else list(value))
         elif isinstance(value, np.ndarray):
             values[name] = np.packbits(value).tobytes()
     return values

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from rich.markup import escape
 from rich.table import Table
 
+from sweeps.config import SweepConfig
 from sweeps.forecast import Plan, Range, StageFigures, describe
 from trainables.attack import Threat
+from trainables.monitor import threat_of
 
 __all__ = ["Plan", "describe", "render"]
 
@@ -34,15 +36,27 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _search_rows(plan: Plan) -> Iterator[tuple[str, str]]:
-    config, search = plan.config, plan.config.search
-    known = f"{len(search.known)} known first, " if search.known else ""
-    start = f"TPE from trial {search.startup_trials} on" if search.sampler == "tpe" else "drawn at random"
-    yield "sweep", f"{config.name or '(unnamed)'}: {search.trials} trials, {known}{start}"
+    config = plan.config
+    yield "sweep", f"{config.name or '(unnamed)'}: {config.trials} trials, {_order(config)}"
     yield "maximises", " and ".join(config.objectives)
-    if search.trials < len(config.methods):
-        yield "note", f"{search.trials} trials cannot try all of the {len(config.methods)} methods"
-    if not config.domains() and search.trials > 1:
+    if config.trials < len(config.methods):
+        yield "note", f"{config.trials} trials cannot try all of the {len(config.methods)} methods"
+    whole = config.trials if config.grid is None else len(config.grid) * config.search.replicates
+    if config.trials < whole:
+        yield "note", f"the first {config.trials} of the grid's {whole} trials; leave search.trials out for all of them"
+    if not config.domains() and config.trials > 1:
         yield "note", "nothing is searched: the trials differ in their seeds alone"
+
+
+def _order(config: SweepConfig) -> str:
+    """Say where the configurations come from."""
+    search = config.search
+    if config.grid is not None:
+        source = "known configurations" if search.known else "combinations"
+        times = f", {search.replicates} times with other seeds" if search.replicates > 1 else ""
+        return f"a grid of {len(config.grid)} {source}{times}"
+    known = f"{len(search.known)} known first, " if search.known else ""
+    return known + (f"TPE from trial {search.startup_trials} on" if search.sampler == "tpe" else "drawn at random")
 
 
 def _size_rows(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -53,7 +67,16 @@ def _size_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     sizes = f"{data.train:,} training{selection}, {data.validation:,} validation, {data.test:,} test images"
     colours = f"{data.channels} channel{'s' * (data.channels != 1)}"
     yield "data", f"{data.name}: {sizes}; {data.num_classes} classes, {colours}"
+    for clause in plan.to_fetch:
+        yield "not here", f"{clause}, by `launch` or `prefetch`"
+    for sentence in plan.left_out:
+        yield "weights", sentence
     yield "training", f"{plan.epochs} epochs, {plan.steps} steps per trial; {plan.image_passes} image passes in all"
+    if plan.monitor_passes is not None:
+        monitor = plan.config.monitor
+        when = "epoch" if monitor.every == 1 else f"{monitor.every} epochs"
+        attack = f"PGD-{monitor.steps} on {monitor.images:,} images of two splits every {when}"
+        yield "monitor", f"{attack}, {_threat(threat_of(monitor))}; {plan.monitor_passes} passes per trial"
 
 
 def _method_rows(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -22,16 +22,17 @@ from sweeps.sections import (
     TestSection,
     TrackingSection,
 )
-from trainables.config import DataConfig, ModelConfig, TrainingConfig
+from trainables.config import DataConfig, ModelConfig, MonitorConfig, TrainingConfig
 from trainables.registry import Kind, built_in_names, find
 
 HEAD = """# The YAML file
 
 Written by `python -m sweeps.reference` from the configuration models; do not edit.
 
-A file has the sections `model`, `data`, `training`, `methods`, `objectives`, `attacks`, `search`, `resources`,
-`tracking`, `failures`, `plugins` and `name`; all are optional. Numbers may be written as fractions (`2/255`). Relative
-paths are relative to the working directory. `--set key=value` replaces a value: `--set methods[1].jasmin.k=0`.
+A file has the sections `model`, `data`, `training`, `methods`, `objectives`, `attacks`, `monitor`, `search`,
+`resources`, `tracking`, `failures`, `plugins` and `name`; all are optional. Numbers may be written as fractions
+(`2/255`). Relative paths are relative to the working directory. `--set key=value` replaces a value:
+`--set methods[1].jasmin.k=0`.
 
 A field of `model`, `training` or a method is **searched** where a domain stands instead of a value; a method's own
 fields are searched in their ready-made domain unless the file says otherwise:
@@ -47,7 +48,9 @@ fields are searched in their ready-made domain unless the file says otherwise:
 `objectives` is a list of `clean_acc`, `robust_acc` or both; both are maximised. `methods` is a list: each trial takes
 one entry; an entry is a name, or a mapping of one or more names (a stack) to their fields. `search.known` lists
 configurations to try first: `{method: jasmin, jasmin.k: 0, training.learning_rate: 2e-3}`; what one leaves out is
-drawn. `plugins` lists Python files, each with a class named after the file (`my_method.py`: `MyMethod`).
+drawn. With `search: grid` these and nothing else are trained, or without any every combination of the listed values;
+`search.replicates` trains each of them again with other seeds. `plugins` lists Python files, each with a class named
+after the file (`my_method.py`: `MyMethod`).
 """
 
 SECTIONS: tuple[tuple[str, type[Config]], ...] = (
@@ -56,6 +59,7 @@ SECTIONS: tuple[tuple[str, type[Config]], ...] = (
     ("training", TrainingConfig),
     ("attacks", AttackSection),
     ("attacks.test", TestSection),
+    ("monitor", MonitorConfig),
     ("search", SearchSection),
     ("resources", ResourcesSection),
     ("resources.evaluation", EvaluationResources),
@@ -94,7 +98,7 @@ def _table(config: type[Config], left_out: tuple[str, ...]) -> str:
 def _rows(config: type[Config]) -> Iterator[tuple[str, str]]:
     domains = config.domains()
     for name, field in config.model_fields.items():
-        default = "required" if field.default is PydanticUndefined else f"`{_short(field.default)}`"
+        default = "required" if field.default is PydanticUndefined else f"`{written(field.default)}`"
         if isinstance(field.default, Config):
             default = "see below"
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
@@ -103,13 +107,14 @@ def _rows(config: type[Config]) -> Iterator[tuple[str, str]]:
         yield name, f"| `{name}` | {default} | {allowed or domains.get(name, '')} | {meaning} |"
 
 
-def _short(value: Any) -> str:
+def written(value: Any) -> str:
+    """Return a default as YAML would write it, floats with four digits."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return "[" + ", ".join(map(_short, value)) + "]"
+        return "[" + ", ".join(map(written, value)) + "]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

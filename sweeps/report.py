@@ -1,4 +1,4 @@
-"""The report: report.html, which opens offline and has everything, and report.md, two tables; from the ledger alone."""
+"""The report: report.html, which opens offline and has everything, and report.md, its tables; from the ledger alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sweeps.figures import front_figure
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.records import StageRecord, State, TrialRecord
+from sweeps.replicates import Replicates
 from sweeps.snapshot import (
     ABSENT,
     Snapshot,
@@ -22,6 +23,7 @@ from sweeps.snapshot import (
     exactness,
     last_line,
     searched,
+    spread,
     without_passwords,
 )
 from sweeps.summary import headline, robust_interval, sweep_state, wilson
@@ -58,6 +60,7 @@ def render_html(snapshot: Snapshot, state: str, ui_command: str) -> str:
         figure=figure and Markup(_script_json(figure)),
         plotly_js=figure and Markup(_plotly_js()),
         front=[_row(snapshot, t) for t in snapshot.front],
+        replicates=[_replicate_row(snapshot, r) for r in snapshot.replicates],
         rows=[_row(snapshot, t) for t in snapshot.trials],
         columns=[f"{'test ' if split == 'test' else ''}{label}" for split, _, label in snapshot.stage_columns],
         failures=_failures(snapshot.trials),
@@ -71,7 +74,7 @@ def render_html(snapshot: Snapshot, state: str, ui_command: str) -> str:
 
 
 def render_markdown(snapshot: Snapshot, state: str) -> str:
-    """Return the front and all trials as two tables."""
+    """Return the front, replicates if there are any, and all trials as tables."""
     settled = "" if snapshot.is_settled() else "\nNot settled yet: attacks that are still to run may change it.\n"
     parts = [
         f"# {snapshot.sweep.name}\n",
@@ -79,6 +82,7 @@ def render_markdown(snapshot: Snapshot, state: str) -> str:
         "its 95 % interval; those of the test images are named so.\n",
         f"## Pareto front\n{settled}",
         _markdown_table(snapshot, snapshot.front),
+        *(["\n## Replicates\n", _markdown_replicates(snapshot)] if snapshot.replicates else []),
         "\n## All trials\n",
         _markdown_table(snapshot, snapshot.trials),
     ]
@@ -92,6 +96,20 @@ def _markdown_table(snapshot: Snapshot, trials: Iterable[TrialRecord]) -> str:
     for t in trials:
         facts = (str(t.number), str(t.state), t.label, searched(t, short), accuracy(t.clean_acc), snapshot.robust(t))
         rows.append((*facts, exactness(t), accuracy(t.test_clean_acc), accuracy(t.test_robust_acc)))
+    return _markdown(rows)
+
+
+def _markdown_replicates(snapshot: Snapshot) -> str:
+    names = ("trials", "method", "searched", "n", "clean", "robust", "attacks")
+    rows = [names, ("---",) * len(names)]
+    for row in (_replicate_row(snapshot, r) for r in snapshot.replicates):
+        numbers = ", ".join(map(str, row["numbers"]))
+        facts = (row["method"], row["searched"], str(row["count"]), row["clean"], row["robust"], row["exactness"])
+        rows.append((numbers, *facts))
+    return _markdown(rows)
+
+
+def _markdown(rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows)
 
 
@@ -163,6 +181,21 @@ def _row(snapshot: Snapshot, trial: TrialRecord) -> dict[str, Any]:
         "attacking": duration(attack_seconds) if stages else ABSENT,
         "forwards": forwards or "",
         "forwards_text": f"{forwards:,}" if stages else ABSENT,
+    }
+
+
+def _replicate_row(snapshot: Snapshot, replicates: Replicates) -> dict[str, Any]:
+    """One configuration as the tables of replicates show it."""
+    first = replicates.trials[0]
+    return {
+        "numbers": [trial.number for trial in replicates.trials],
+        "method": first.label,
+        "colour": snapshot.colours[first.label],
+        "searched": searched(first, snapshot.short_names),
+        "count": replicates.count,
+        "clean": spread(replicates.spread("clean_acc")),
+        "robust": spread(replicates.spread("robust_acc")),
+        "exactness": exactness(replicates),
     }
 
 

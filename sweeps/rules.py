@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
+from typing import Any
+
+import timm
 
 from search_spaces.domains import thin
 from search_spaces.errors import ModelError, Problem
 from search_spaces.problems import Path
-from sweeps.known import fix_params, list_parameters
+from search_spaces.space import Space
+from sweeps.grid import build_grid, discrete_values, open_parameters
+from sweeps.known import Parameter, fix_params, list_parameters
 from sweeps.reading import Sections
 from sweeps.sections import AttackPlan, MethodEntry, Stage
 from trainables.attack import Threat
 from trainables.config import ModelConfig
+from trainables.hub import has_pretrained
 from trainables.method import ModelFacts, check_stack
 from trainables.registry import find
 from trainables.vit import model_facts
@@ -27,6 +33,7 @@ def cross_problems(parsed: Sections) -> list[Problem]:
     """Return what is wrong between the sections that could be read."""
     rules: tuple[Callable[[Sections], Iterable[Problem]], ...] = (
         _objectives_need_attacks,
+        _monitor_needs_a_ball,
         _weights_exist,
         _stacks_fit_together,
         _models_can_run_the_methods,
@@ -34,6 +41,7 @@ def cross_problems(parsed: Sections) -> list[Problem]:
         _data_is_there,
         _best_epoch_has_images,
         _known_is_searched,
+        _grid_is_complete,
     )
     return [problem for rule in rules for problem in rule(parsed)]
 
@@ -60,10 +68,21 @@ def _objectives_need_attacks(parsed: Sections) -> Iterator[Problem]:
         yield Problem(("objectives",), "robust_acc needs the section attacks; found none.", hint)
 
 
+def _monitor_needs_a_ball(parsed: Sections) -> Iterator[Problem]:
+    monitor = parsed.general.monitor
+    if monitor.images and monitor.epsilon is None and parsed.attacks is None and "attacks" not in parsed.broken:
+        message = "a monitor attacks within a ball, and there is no section attacks to take ε from; found none."
+        yield Problem(("monitor", "epsilon"), message, "Write epsilon: 8/255, or a section attacks.")
+
+
 def _weights_exist(parsed: Sections) -> Iterator[Problem]:
     for model in _models(parsed):
         if model.weights is not None and not model.weights.is_file():
             yield Problem(("model", "weights"), f"no such file: {model.weights}.")
+            return
+        if model.pretrained and timm.is_model(model.name) and not has_pretrained(model.name):
+            message = f"timm has no pretrained weights of {model.name}."
+            yield Problem(("model", "pretrained"), message, "Name a local file in model.weights, or another model.")
             return
 
 
@@ -125,6 +144,48 @@ def _known_is_searched(parsed: Sections) -> Iterator[Problem]:
     for position, entry in enumerate(parsed.general.search.known):
         for problem in fix_params(entry, parameters, parsed.methods)[1]:
             yield Problem(("search", "known", position, *problem.path), problem.message, problem.hint)
+
+
+def _grid_is_complete(parsed: Sections) -> Iterator[Problem]:
+    """A grid draws nothing: its known configurations are complete, or its domains are lists."""
+    search = parsed.general.search
+    if search.sampler != "grid" or parsed.model is None or parsed.training is None:
+        return
+    if parsed.broken & {"methods", "search"}:
+        return
+    parameters = list_parameters(parsed.model, parsed.training, parsed.methods)
+    problems = [*_open_known(parsed, parameters), *([] if search.known else _endless_domains(parsed))]
+    yield from problems
+    if problems or search.trials is None:
+        return
+    size = len(build_grid(search, parameters, parsed.methods))
+    if search.trials > size * search.replicates:
+        times = f" × {search.replicates} replicates" if search.replicates > 1 else ""
+        message = f"the grid has {size} configurations{times}; found {search.trials} trials."
+        yield Problem(("search", "trials"), message, "Leave trials out for all of it; more replicates add seeds.")
+
+
+def _open_known(parsed: Sections, parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
+    for position, entry in enumerate(parsed.general.search.known):
+        fixed, problems = fix_params(entry, parameters, parsed.methods)
+        left = [] if problems else open_parameters(fixed, parameters, parsed.methods)
+        if left:
+            message = f"a grid draws nothing, and this configuration leaves {', '.join(left)} open."
+            yield Problem(("search", "known", position), message, "Give each a value.")
+
+
+def _endless_domains(parsed: Sections) -> Iterator[Problem]:
+    spaces: list[tuple[Path, Space[Any] | None]] = [(("model",), parsed.model), (("training",), parsed.training)]
+    for entry in parsed.methods:
+        spaces += [(("methods", parsed.positions[entry.label], name), space) for name, space in entry.spaces.items()]
+    for path, space in spaces:
+        for name, domain in space.domains.items() if space is not None else ():
+            try:
+                discrete_values(domain)
+            except ValueError as error:
+                low, high = domain.probes()
+                hint = f"List values, e.g. [{low}, {high}], or give one; or write search.known."
+                yield Problem((*path, name), _sentence(str(error)), hint)
 
 
 def _models(parsed: Sections) -> list[ModelConfig]:

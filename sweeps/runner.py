@@ -11,7 +11,9 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from rich.console import Console
@@ -19,8 +21,10 @@ from rich.console import Console
 from cluster.connect import connect, prepare_environment
 from cluster.resources import Shares, plan_shares
 from search_spaces.errors import ConfigError, ConfigurationChanged, LeaseLost, SweepError, SweepExists
+from search_spaces.imports import quick_imports
 from sweeps.config import SweepConfig, configuration_diff, parse_sweep
 from sweeps.folder import SweepFolder
+from sweeps.halt import Halt
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.progress import Progress
@@ -46,16 +50,23 @@ class Outcome:
     interrupted: bool
 
 
-def create_sweep(config: SweepConfig, folder: SweepFolder) -> None:
+def create_sweep(config: SweepConfig, folder: SweepFolder, say: Callable[[str], None]) -> None:
     """Make a sweep's folder and ledger; its existence begins with one rename.
 
-    Raises: SweepExists if the name is taken; DataError if the data cannot be loaded.
+    Args:   say: takes a line before each thing that has to be fetched, and for what weights leave out.
+    Raises: SweepExists if the name is taken; DataError or ModelError if the data or the weights cannot be had, or
+        the weights do not fit.
     """
+    from sweeps.prefetch import check_fit, stage
+
     if folder.ledger.exists():
         raise SweepExists(
             f"sweep {folder.name!r} exists in {folder.storage}. To go on with it: {folder.resume_command}"
         )
+    stage(config, say)
     splits = _load_data(config)
+    for note in check_fit(config, splits):
+        say(note)
     problems = list(attack_problems(config.attacks, splits.num_classes))
     if problems:
         raise ConfigError(problems)
@@ -65,7 +76,7 @@ def create_sweep(config: SweepConfig, folder: SweepFolder) -> None:
         id=str(uuid.uuid4()),
         name=folder.name,
         created_at=time.time(),
-        requested=config.search.trials,
+        requested=config.trials,
         document=config.document,
         objectives=tuple(config.objectives),
         planned_stages=tuple(stage.label for stage in plan.stages) if plan is not None else (),
@@ -112,8 +123,6 @@ def drive(folder: SweepFolder, console: Console, *, address: str | None = None, 
     ledger = Ledger.at(folder.ledger)
     config = parse_sweep(ledger.sweep().document, folder.config.name)
     prepare_environment()  # before anything imports Ray
-    from sweeps.searcher import Halt
-
     halt = Halt()
     try:
         with Lease(ledger, on_lost=lambda: _lose(halt)), _signals(halt, console, folder):
@@ -134,7 +143,7 @@ def drive(folder: SweepFolder, console: Console, *, address: str | None = None, 
 class _Drive:
     """One attempt of the driver, with the parts that it shares among its phases."""
 
-    def __init__(self, folder: SweepFolder, ledger: Ledger, config: SweepConfig, console: Console, halt: Any) -> None:
+    def __init__(self, folder: SweepFolder, ledger: Ledger, config: SweepConfig, console: Console, halt: Halt) -> None:
         from sweeps.coordinator import Coordinator
 
         self.folder, self.ledger, self.config, self.halt, self.console = folder, ledger, config, halt, console
@@ -145,11 +154,12 @@ class _Drive:
         """Train, evaluate, settle the front; raises DriverCrashed after everything is put away."""
         import ray
 
+        self._stage()
         kept = self.coordinator.kept
         if kept.finished or kept.continuing or kept.to_evaluate or kept.failed:
             self.console.print(kept.sentence(), highlight=False)
         ours = not ray.is_initialized()
-        shares = connect(address, self._plan, self.folder.log)
+        shares = self._connect(address)
         self.console.print(shares.describe(), style="dim", highlight=False)
         mirror = self.start_mirror()
         try:
@@ -171,6 +181,28 @@ class _Drive:
                 f"the driver failed; nothing is lost. {self.folder.resume_command} goes on.\n{self.halt.error}"
             )
 
+    def _connect(self, address: str | None) -> Shares:
+        """Join Ray, and meanwhile import Tune, which takes as long.
+
+        Not the other way round: Ray's processes end with the thread that started them.
+        """
+        with ThreadPoolExecutor(1) as side, quick_imports():
+            importing = side.submit(import_module, "sweeps.searcher")
+            shares = connect(address, self._plan, self.folder.log)
+            importing.result()
+        return shares
+
+    def _stage(self) -> None:
+        """Bring back what a resume needs and no longer finds; after a launch everything is there."""
+        from sweeps.prefetch import stage_data, stage_weights
+
+        stage_data(self.config, self._say)
+        if self.coordinator.training_needed:
+            stage_weights(self.config, self._say)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def _plan(self, cpus: float, gpus: float) -> Shares:
         wanted = self.config.resources
         return plan_shares(
@@ -187,8 +219,10 @@ class _Drive:
     def _work(self, shares: Shares) -> None:
         from sweeps.evaluation import EvaluationPool
 
-        if self.config.attacks is not None:
-            self.coordinator.pool = EvaluationPool(shares)
+        plan = self.config.attacks
+        if plan is not None:
+            expected = [*plan.stages, *(plan.test.stages if plan.test is not None else ())]
+            self.coordinator.pool = EvaluationPool(shares, [stage.attack for stage in expected])
         while self.coordinator.training_needed and not self.halt:
             self._train(shares)
         if self.coordinator.pool is not None:
@@ -240,7 +274,7 @@ class _Drive:
             self.console.print("MLflow is behind: `run_sweep.py sync` completes it later.", style="yellow")
 
 
-def signal_received(halt: Any, console: Console, folder: SweepFolder) -> None:
+def signal_received(halt: Halt, console: Console, folder: SweepFolder) -> None:
     """First signal: stop soon, everything kept. Second: now."""
     if halt.requested:
         console.print(f"\nstopped at once. {folder.resume_command}", highlight=False)
@@ -258,7 +292,7 @@ def _install(handler: Callable[..., None]) -> None:
 
 
 @contextlib.contextmanager
-def _signals(halt: Any, console: Console, folder: SweepFolder) -> Iterator[None]:
+def _signals(halt: Halt, console: Console, folder: SweepFolder) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     _install(lambda *_: signal_received(halt, console, folder))
     try:
@@ -268,7 +302,7 @@ def _signals(halt: Any, console: Console, folder: SweepFolder) -> Iterator[None]
             signal.signal(number, handler)
 
 
-def _lose(halt: Any) -> None:
+def _lose(halt: Halt) -> None:
     halt.error = "another driver has taken over this sweep's lease; this one writes nothing more."
 
 

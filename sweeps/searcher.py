@@ -17,18 +17,8 @@ from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
 
 from sweeps.coordinator import Coordinator
+from sweeps.halt import Halt
 from trainables.tune import Report
-
-
-class Halt:
-    """Why the driver should stop, if it should: the user's wish, or an error of its own."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.error: str | None = None
-
-    def __bool__(self) -> bool:
-        return self.requested or self.error is not None
 
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]

@@ -10,16 +10,18 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     field_validator,
+    model_validator,
 )
 
 from search_spaces.config import Config, Number
 from search_spaces.space import Space
 from sweeps.folder import NAME_PATTERN, NAME_RULE
 from trainables.attack import Threat
-from trainables.config import AttackConfig, attack_config_type
+from trainables.config import AttackConfig, MonitorConfig, attack_config_type
 
 
 def _or_auto(allowed: str) -> WrapValidator:
@@ -42,19 +44,39 @@ Cpus = Annotated[Number, Field(gt=0)]
 Objective = Literal["clean_acc", "robust_acc"]
 
 
-class SearchSection(Config):
-    """How configurations are proposed."""
+DEFAULT_TRIALS = 50
+"""Trials of a sweep that names no number and has no grid."""
 
-    sampler: Literal["tpe", "random"] = "tpe"
-    """Optuna's multi-objective TPE, or independent random draws."""
-    trials: Annotated[int, Field(ge=1)] = 50
-    """How many configurations the sweep trains."""
+
+class SearchSection(Config):
+    """How configurations are proposed; a name alone is the sampler: ``search: grid``."""
+
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """Optuna's multi-objective TPE; independent random draws; or grid: the known configurations and nothing else, or
+    without any every combination of the listed values."""
+    trials: Annotated[int, Field(ge=1)] | None = None
+    """How many trials the sweep trains; None is 50, or with a grid all of it. Fewer take the grid's first ones."""
+    replicates: Annotated[int, Field(ge=1)] = 1
+    """How often a grid is trained, each time with other seeds; the whole grid once, then again."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the sampler and, with the trial's number, of every trial."""
     startup_trials: Annotated[int, Field(ge=0)] = 10
     """Random draws before TPE starts to learn from results."""
     known: tuple[dict[str, Any], ...] = ()
-    """Configurations to try first; parameters that one leaves out are drawn."""
+    """Configurations to try first; parameters that one leaves out are drawn. In a grid none may be left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_is_the_sampler(cls, value: Any) -> Any:
+        return {"sampler": value} if isinstance(value, str) else value
+
+    @field_validator("replicates")
+    @classmethod
+    def _only_a_grid_is_repeated(cls, replicates: int, info: ValidationInfo) -> int:
+        if replicates > 1 and info.data.get("sampler", "grid") != "grid":
+            sampler = info.data["sampler"]
+            raise ValueError(f"only sampler: grid trains its configurations again; found {replicates} with {sampler}")
+        return replicates
 
 
 class EvaluationResources(Config):
@@ -108,6 +130,7 @@ class GeneralSections(Config):
     """Name of the sweep and of its folder."""
     objectives: tuple[Objective, ...] = ("clean_acc", "robust_acc")
     """What is maximised."""
+    monitor: MonitorConfig = MonitorConfig()
     search: SearchSection = SearchSection()
     resources: ResourcesSection = ResourcesSection()
     tracking: TrackingSection = TrackingSection()

@@ -13,6 +13,7 @@ from typing import Any
 from sweeps.ledger import Ledger
 from sweeps.pareto import next_unsettled
 from sweeps.records import Split, StageRecord, State, SweepRecord, TrialRecord
+from sweeps.replicates import Replicates, Spread, find_replicates
 from sweeps.summary import front_of, objective_values, robust_interval
 
 ABSENT = "–"
@@ -73,6 +74,11 @@ class Snapshot:
         return next_unsettled([v for _, v in valued], [t.exact for t, _ in valued]) is None
 
     @cached_property
+    def replicates(self) -> list[Replicates]:
+        """The configurations that more than one finished trial has; usually none."""
+        return find_replicates(self.trials)
+
+    @cached_property
     def colours(self) -> dict[str, str]:
         """Method → colour; it never changes while the sweep grows."""
         labels = dict.fromkeys(t.label for t in self.trials)
@@ -128,11 +134,17 @@ def accuracy(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.3f}"
 
 
-def exactness(trial: TrialRecord) -> str:
+def exactness(found: TrialRecord | Replicates) -> str:
     """Return whether the robust accuracy is final (exact) or can still fall (bound); a dash before it is measured."""
-    if trial.robust_acc is None:
+    measured = found.robust_acc if isinstance(found, TrialRecord) else found.spread("robust_acc")
+    if measured is None:
         return ABSENT
-    return "exact" if trial.exact else "bound"
+    return "exact" if found.exact else "bound"
+
+
+def spread(value: Spread | None) -> str:
+    """Write ``0.912 ± 0.004``: mean and standard deviation."""
+    return ABSENT if value is None else str(value)
 
 
 def duration(seconds: float | None) -> str:

@@ -63,7 +63,7 @@ class SearchStudy:
             self._study.add_trial(frozen_trial(trial, told_values(trial, first.get(trial.number), config.objectives)))
 
     def propose(self, number: int) -> Proposal:
-        """Draw trial `number`, the next one: a known configuration while there are any, then the sampler's choice."""
+        """Draw trial `number`, the next one: what a grid or the known configurations fix, the rest by the sampler."""
         search = self._config.search
         self._study.sampler = make_sampler(
             search.sampler, derive_seed(search.seed, "sampler", number) % 2**32, search.startup_trials
@@ -86,8 +86,11 @@ class SearchStudy:
 
 
 def make_sampler(kind: str, seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:
-    """Build a sampler: "tpe" (multivariate, grouped by the conditional spaces, constant liar) or "random"."""
-    if kind == "random":
+    """Build a sampler: "tpe" (multivariate, grouped by the conditional spaces, constant liar), "random" or "grid".
+
+    A grid fixes every parameter, so that its sampler has nothing to draw.
+    """
+    if kind != "tpe":
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

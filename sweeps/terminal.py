@@ -11,7 +11,7 @@ from rich.text import Text
 
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
-from sweeps.snapshot import Snapshot, accuracy, exactness, searched
+from sweeps.snapshot import Snapshot, accuracy, exactness, searched, spread
 from sweeps.summary import objective_values
 
 Point = tuple[float, float, TrialRecord]
@@ -37,6 +37,30 @@ def front_table(ledger: Ledger) -> Table:
             exactness(trial),
             accuracy(trial.test_clean_acc),
             accuracy(trial.test_robust_acc),
+        )
+    return table
+
+
+def replicates_table(ledger: Ledger) -> Table | None:
+    """Return mean ± standard deviation of the configurations that were trained more than once; None without any."""
+    snapshot = Snapshot.read(ledger)
+    if not snapshot.replicates:
+        return None
+    title = "Replicates: mean ± standard deviation over seeds (validation)"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    table.add_column("method", overflow="fold", min_width=8)
+    table.add_column("searched", min_width=18, overflow="fold")
+    for name in ("n", "clean", "robust", ""):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    for found in snapshot.replicates:
+        first = found.trials[0]
+        table.add_row(
+            Text(first.label, snapshot.colours[first.label]),
+            searched(first, snapshot.short_names),
+            str(found.count),
+            spread(found.spread("clean_acc")),
+            spread(found.spread("robust_acc")),
+            exactness(found),
         )
     return table
 

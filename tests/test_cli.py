@@ -75,13 +75,15 @@ def sweep(folder: Path) -> Path:
 @pytest.mark.parametrize("arguments", [("--help",), ("status", "s"), ("status", "s", "--json")])
 def test_help_and_status_import_nothing_heavy(sweep: Path, arguments: tuple[str, ...]) -> None:
     code = (
-        "import sys, runpy\n"
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
         f"sys.argv = ['run_sweep.py', *{list(arguments)!r}]\n"
-        "try: runpy.run_path(r'%s', run_name='__main__')\n"
+        "import run_sweep\n"
+        "try: run_sweep.main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'torch', 'ray', 'optuna', 'mlflow', 'timm', 'plotly'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-    ) % (ROOT / "run_sweep.py")
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=sweep, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -102,6 +104,30 @@ def test_plan_shows_what_would_run_and_starts_nothing(run: Run, folder: Path) ->
     for word in ("2 trials", "jasmin.k", "pgd", "17 tokens"):
         assert word in text
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("--help",), 0), (("status", "s"), 0), (("status", "none"), 2), (("nonsense",), 2)]
+)
+def test_a_process_ends_with_everything_printed_and_its_exit_code(
+    sweep: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    command = [sys.executable, str(ROOT / "run_sweep.py"), *arguments]
+    done = subprocess.run(command, cwd=sweep, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert (done.stderr if code else done.stdout).strip()
+
+
+def test_the_smoke_scale_says_what_it_does_and_leaves_the_last_word_to_set(run: Run, folder: Path) -> None:
+    text = run("plan", "s.yaml", "--scale", "smoke", "--set", "training.epochs=3", cwd=folder)
+    assert "its figures mean nothing" in text
+    assert "s-smoke: 2 trials" in text
+    assert "3 epochs" in text
+    assert "figures mean nothing" not in run("plan", "s.yaml", cwd=folder)
+
+
+def test_an_unknown_scale_is_refused(run: Run, folder: Path) -> None:
+    assert "'smoke'" in run("plan", "s.yaml", "--scale", "tiny", cwd=folder, code=2)
 
 
 def test_every_mistake_is_reported_at_once_with_its_line(run: Run, folder: Path) -> None:
@@ -165,11 +191,13 @@ def test_export_prints_stable_objects(run: Run, sweep: Path) -> None:
         "mlflow_run_id",
     ]
     assert set(needed) <= set(found["trials"][0])
-    assert set(found) == {"sweep", "trials"}
+    assert set(found) == {"sweep", "trials", "replicates"}
 
 
 def test_a_trial_runs_in_the_foreground_without_ray(run: Run, folder: Path) -> None:
-    text = run("trial", "s.yaml", "--method", "jasmin", "--set", "methods[1].jasmin.k=0", cwd=folder)
+    options = ("--scale", "smoke", "--set", "methods[1].jasmin.k=0")
+    text = run("trial", "s.yaml", "--method", "jasmin", *options, cwd=folder)
+    assert "figures mean nothing" in text
     assert "epoch 1:" in text
     assert '"k": 0' in text
     assert "clean 0." in text

@@ -5,12 +5,16 @@ Everywhere: images (B, C, H, W) in [0, 1]; `norm` is "linf" or "l2"; ε and step
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Logits (B, K) and targets → a scalar, summed over the images and not averaged: an image's gradient then does not
+depend on its batch."""
 
 
 @contextmanager
@@ -30,17 +34,24 @@ def frozen(model: object) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def loss_gradient(model: object, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits (B, K) and the gradient (B, C, H, W) of the summed cross-entropy with respect to the pixels.
+def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the sum over the images, in float32 at least, for class indices (B,) or probabilities (B, K)."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(wide, targets, reduction="sum")
 
-    Summed, not averaged, so that an image's gradient does not depend on its batch.
+
+def loss_gradient(
+    model: object, images: Tensor, targets: Tensor, loss: Loss = summed_cross_entropy
+) -> tuple[Tensor, Tensor]:
+    """Return the logits (B, K) and the gradient (B, C, H, W) of the loss with respect to the pixels.
+
+    Args: targets: whatever `loss` takes beside the logits.
     """
     assert callable(model)
     pixels = images.detach().requires_grad_(True)
     with torch.enable_grad():
         logits: Tensor = model(pixels)
-        loss = F.cross_entropy(logits, targets, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, pixels)
+        (gradient,) = torch.autograd.grad(loss(logits, targets), pixels)
     return logits.detach(), gradient
 
 

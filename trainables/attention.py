@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from timm.layers import Attention
 from torch import Tensor, nn
 
 from search_spaces.errors import ModelError
+
+Reads = Literal["nothing", "projections", "probabilities"]
+"""What a method reads of the attention; each includes those before it."""
+READS: tuple[Reads, ...] = ("nothing", "projections", "probabilities")
+
+
+class Attended(NamedTuple):
+    """What one block's attention computed, with its graph: softmax(scale · queries keysᵀ) = probabilities."""
+
+    queries: Tensor
+    """(B, H, N, d), after the queries' norm if there is one."""
+    keys: Tensor
+    """(B, H, N, d), after the keys' norm if there is one."""
+    scale: float
+    probabilities: Tensor | None
+    """(B, H, N, N), before dropout; None if only the projections were asked for."""
 
 
 def attention_layers(model: nn.Module) -> list[Attention]:
@@ -19,34 +34,64 @@ def attention_layers(model: nn.Module) -> list[Attention]:
 
 
 @contextmanager
-def record_attention(model: nn.Module) -> Iterator[list[Tensor]]:
+def record_attention(model: nn.Module, reads: Reads = "probabilities") -> Iterator[list[Attended]]:
     """Record the attention of the first forward pass inside the context, and of no other.
 
-    timm's fused attention never forms the probabilities, so each layer computes its first pass the plain way; a
-    pre-hook on its dropout then reads them, takes itself off and gives the layer its fused attention back.
+    timm's fused attention never forms the probabilities. Where they are asked for, each layer computes its first pass
+    the plain way and has its fused attention back before the next; projections are read beside the fused attention.
 
-    Yields: a list that fills with one (B, H, N, N) tensor per block, before dropout, with its graph; the caller's own.
+    Yields: a list that fills with one entry per block, the caller's own; it stays empty if nothing is to be read.
     Raises: ModelError if the model has no layer that can be read.
     """
-    layers = attention_layers(model)
-    if not layers:
+    layers = [] if reads == "nothing" else attention_layers(model)
+    if reads != "nothing" and not layers:
         raise ModelError("no attention layer of this model exposes its probabilities.")
-    recorded: list[Tensor] = []
-    fused = [layer.fused_attn for layer in layers]
-    handles: dict[Attention, Any] = {}
-
-    def read(layer: Attention, was_fused: bool, _dropout: nn.Module, inputs: tuple[Tensor]) -> None:
-        recorded.append(inputs[0])
-        handles.pop(layer).remove()
-        layer.fused_attn = was_fused
-
-    for layer, was_fused in zip(layers, fused, strict=True):
-        layer.fused_attn = False
-        handles[layer] = layer.attn_drop.register_forward_pre_hook(partial(read, layer, was_fused))
+    recorded: list[Attended] = []
+    readers = [_Reader(layer, reads == "probabilities", recorded) for layer in layers]
     try:
         yield recorded
     finally:
-        for handle in handles.values():
+        for reader in readers:
+            reader.stop()
+
+
+class _Reader:
+    """Hooks on one layer that take themselves off after its first forward pass."""
+
+    def __init__(self, layer: Attention, with_probabilities: bool, recorded: list[Attended]) -> None:
+        self._layer, self._recorded = layer, recorded
+        self._was_fused = layer.fused_attn
+        self._queries: Tensor | None = None
+        self._keys: Tensor | None = None
+        self._handles: list[Any] = [layer.q_norm.register_forward_hook(self._read_queries)]
+        if with_probabilities:
+            layer.fused_attn = False
+            self._handles.append(layer.k_norm.register_forward_hook(self._read_keys))
+            self._handles.append(layer.attn_drop.register_forward_pre_hook(self._read_probabilities))
+        else:
+            self._handles.append(layer.k_norm.register_forward_hook(self._read_last))
+
+    def stop(self) -> None:
+        for handle in self._handles:
             handle.remove()
-        for layer, was_fused in zip(layers, fused, strict=True):
-            layer.fused_attn = was_fused
+        self._layer.fused_attn = self._was_fused
+
+    def _read_queries(self, _norm: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._queries = output
+
+    def _read_keys(self, _norm: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._keys = output
+
+    def _read_last(self, norm: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._keys = output
+        self._finish(None)
+
+    def _read_probabilities(self, _dropout: nn.Module, inputs: tuple[Tensor]) -> None:
+        self._finish(inputs[0])
+
+    def _finish(self, probabilities: Tensor | None) -> None:
+        assert self._queries is not None
+        assert self._keys is not None
+        self._recorded.append(Attended(self._queries, self._keys, self._layer.scale, probabilities))
+        self._queries = self._keys = None
+        self.stop()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from search_spaces.config import Config, Number
+from search_spaces.config import Config, Number, digest_of
 from search_spaces.domains import LogUniform
 from search_spaces.errors import SweepError
 
@@ -43,9 +43,10 @@ class DataConfig(Config):
     test_images: Annotated[int, Field(ge=1)] | None = None
     """Keep only so many test images, stratified; None keeps all."""
     mean: tuple[float, ...] | None = None
-    """Per-channel mean on the [0, 1] pixel scale; None measures the training split."""
+    """Per-channel mean on the [0, 1] pixel scale; None takes the data set's published one, or measures the training
+    split where there is none."""
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    """Per-channel standard deviation on the [0, 1] pixel scale; None measures the training split."""
+    """Per-channel standard deviation on the [0, 1] pixel scale; None as for `mean`."""
 
 
 class ModelConfig(Config):
@@ -74,6 +75,9 @@ class ModelConfig(Config):
     """Load timm's pretrained weights (from the hub, or from its local cache)."""
     weights: Path | None = None
     """Local weights (.safetensors, or a .pth state dict); excludes `pretrained`."""
+    resampling: Literal["timm", "block_sum"] = "timm"
+    """How weights for larger patches are cut to patch_size: timm (pseudo-inverse, bicubic positions), or each block of
+    the patch kernel summed and positions bilinear, as SpecFormer published; block_sum needs a divisor."""
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:
@@ -96,17 +100,27 @@ class TrainingConfig(Config):
     """Passes over the training split."""
     batch_size: Annotated[int, Field(ge=1)] = 128
     """Images per step."""
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """At most so many images per forward pass; gradients add up to those of the whole batch. None is batch_size."""
+    drop_last: bool = False
+    """Leave out the last batch of an epoch if it is smaller than the others."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[Number, Field(gt=0), LogUniform(1e-4, 1e-2)] = 1e-3
     """Peak learning rate."""
     weight_decay: Annotated[Number, Field(ge=0), LogUniform(1e-5, 1e-1)] = 1e-4
-    """On weight matrices; biases, norms, position embeddings and tokens are not decayed."""
+    """On weight matrices; on everything else too if decay_everything."""
+    decay_everything: bool = False
+    """Decay biases, norms, position embeddings and tokens as well, as SpecFormer's and many SGD recipes do."""
+    layer_decay: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Each block learns at this multiple of the rate of the block above it, the head at the full rate; 1 is off."""
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     """SGD's momentum; AdamW does not read it."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate per step after the warm-up."""
     warmup_epochs: Annotated[Number, Field(ge=0)] = 0.0
     """Epochs of linear warm-up from 0, counted inside `epochs`."""
+    final_learning_rate: Annotated[Number, Field(ge=0)] = 0.0
+    """Where the cosine ends."""
     clip_norm: Annotated[Number, Field(gt=0)] | None = 1.0
     """Largest L2 norm of the whole gradient; None does not clip."""
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
@@ -122,6 +136,11 @@ class TrainingConfig(Config):
     """Random horizontal flip."""
     ema_decay: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights, which is then the trial's model; 0 is off."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward passes in training, attacks in it included, by autocast; weights, optimizer, statistics of methods
+    and all evaluation stay in float32."""
+    compile: bool = False
+    """Compile the blocks with torch.compile; costs a minute at the start of a trial, and gained nothing on a CPU."""
     select: Literal["last", "best"] = "last"
     """The trial's model: the last epoch, or the best on a share of the training data (data.selection_fraction)."""
 
@@ -129,17 +148,39 @@ class TrainingConfig(Config):
     def _fits(self) -> TrainingConfig:
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs must not exceed epochs, found {self.warmup_epochs:g} and {self.epochs}")
+        if self.final_learning_rate > self.learning_rate:
+            found = f"{self.final_learning_rate:g} and {self.learning_rate:g}"
+            raise ValueError(f"final_learning_rate must not exceed learning_rate, found {found}")
         return self
 
 
+class MonitorConfig(Config):
+    """PGD on some training and validation images while a trial trains; it changes no weight."""
+
+    images: Annotated[int, Field(ge=0)] = 0
+    """So many training and so many validation images, class-balanced, the same in every epoch and trial; 0 is off."""
+    every: Annotated[int, Field(ge=1)] = 1
+    """Epochs between two looks; the last epoch is always looked at."""
+    steps: Annotated[int, Field(ge=1)] = 10
+    """Gradient steps, from one random start."""
+    step_size: Annotated[Number, Field(gt=0)] | None = None
+    """Length of a step on the [0, 1] pixel scale; None is 2.5 ε / steps."""
+    norm: Literal["linf", "l2"] | None = None
+    """None takes that of the section attacks, or linf if there is none."""
+    epsilon: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Radius on the [0, 1] pixel scale; None takes that of the section attacks."""
+
+
 class TrialConfig(Config):
-    """Everything that decides a trial's weights beside its seed."""
+    """Everything that decides a trial's weights beside its seed, and the monitor, which decides none."""
 
     model: ModelConfig = ModelConfig()
     data: SerializeAsAny[DataConfig] = DataConfig()
     training: TrainingConfig = TrainingConfig()
     methods: dict[str, SerializeAsAny[MethodConfig]] = Field(default_factory=dict)
     """The stack: method name → its configuration, in the order in which they wrap the model. Empty is plain."""
+    monitor: MonitorConfig = MonitorConfig()
+    """Its norm and epsilon are given if it is on."""
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of torch; part of the configuration because it changes the order of floating-point sums."""
     plugins: tuple[str, ...] = ()
@@ -150,6 +191,10 @@ class TrialConfig(Config):
         """The stack's name: ``jasmin``, ``jasmin+adversarial``; ``plain`` when nothing is stacked."""
         return "+".join(self.methods) or "plain"
 
+    def digest(self) -> str:
+        """Return a stable name for what decides the weights; the monitor does not."""
+        return digest_of({key: value for key, value in self.plain().items() if key != "monitor"})
+
     @model_validator(mode="before")
     @classmethod
     def _load_plugins(cls, values: Any) -> Any:
@@ -158,6 +203,13 @@ class TrialConfig(Config):
         if isinstance(values, Mapping):
             load_plugins(values.get("plugins", ()))
         return values
+
+    @field_validator("monitor")
+    @classmethod
+    def _ball_is_given(cls, monitor: MonitorConfig) -> MonitorConfig:
+        if monitor.images and (monitor.norm is None or monitor.epsilon is None):
+            raise ValueError(f"a monitor needs a norm and an epsilon; found {monitor.norm} and {monitor.epsilon}")
+        return monitor
 
     @field_validator("data", mode="before")
     @classmethod

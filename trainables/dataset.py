@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,19 @@ class Images(Protocol):
         """Return a hexadecimal digest that changes when the images or labels change."""
         ...
 
+    @property
+    def from_files(self) -> bool:
+        """Whether `take` reads files, so that it pays to be a batch ahead."""
+        ...
+
+    def to(self, device: torch.device) -> Images:
+        """Return the same images on a device, if they are small enough to live there; they are taken from there."""
+        ...
+
+
+DEVICE_BYTES = 2**31
+"""Larger sets stay in the memory of the host (our choice: CIFAR as bytes is 0.15 GB, and trials share a GPU)."""
+
 
 @dataclass(frozen=True)
 class InMemory:
@@ -54,6 +68,15 @@ class InMemory:
         content = hashlib.sha256(self.pixels.cpu().contiguous().numpy().tobytes())
         content.update(self.labels.cpu().contiguous().numpy().tobytes())
         return content.hexdigest()
+
+    @property
+    def from_files(self) -> bool:
+        return False
+
+    def to(self, device: torch.device) -> Images:
+        if self.pixels.nbytes > DEVICE_BYTES:
+            return self
+        return InMemory(self.pixels.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -74,6 +97,15 @@ class Subset:
     def digest(self) -> str:
         return hashlib.sha256(f"{self.images.digest()}{self.index.tolist()}".encode()).hexdigest()
 
+    @property
+    def from_files(self) -> bool:
+        return self.images.from_files
+
+    def to(self, device: torch.device) -> Images:
+        if not isinstance(self.images, InMemory) or self.images.pixels.device == device:
+            return self
+        return InMemory(self.images.pixels[self.index], self.labels).to(device)
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -89,16 +121,30 @@ class Splits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def to(self, device: torch.device) -> Splits:
+        """Return the same images with those that training reads on a device; the test images stay where they are."""
+        near = {name: getattr(self, name).to(device) for name in ("train", "validation")}
+        return replace(self, **near, selection=self.selection and self.selection.to(device))
+
     def digest(self) -> str:
         """Name the exact images of all parts."""
         parts = [p.digest() for p in (self.train, self.validation, self.test, self.selection) if p is not None]
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
+class Statistics(NamedTuple):
+    """Per-channel figures on the [0, 1] pixel scale."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class Dataset(ABC, Generic[ConfigT]):
     """A source of labelled images."""
 
     Config: ClassVar[type[DataConfig]] = DataConfig
+    published: ClassVar[Statistics | None] = None
+    """Statistics that the field uses for this data set; None measures the training split."""
 
     def __init__(self, config: ConfigT, img_size: int) -> None:
         """Args: config: the data section; img_size: side of the square images that the model takes, in pixels."""
@@ -110,16 +156,42 @@ class Dataset(ABC, Generic[ConfigT]):
         """Yield (field, sentence) for what can be said without reading the images: a missing file, a bad layout."""
         return ()
 
+    @property
+    def place(self) -> Path | None:
+        """The file or folder that `load` reads; None if there is none."""
+        return getattr(self.config, "path", None)
+
+    def to_fetch(self) -> str:
+        """Say what `prepare` would fetch and why, in one clause without a full stop; nothing if all is there.
+
+        Needs no network. DataError if something is missing and must not be fetched.
+        """
+        return ""
+
+    def prepare(self) -> None:
+        """Fetch what is missing, so that `load` needs no network; `load` calls it too. DataError if that fails."""
+        return
+
     @abstractmethod
     def load(self) -> tuple[Images, Images, int]:
         """Return (images for training and validation, test images, number of classes); DataError if that fails."""
+
+    def outline(self) -> tuple[Images, Images, int]:
+        """Return what `load` returns, or black images with the right labels where it would have to fetch them."""
+        return self.load()
 
     def splits(self, *, with_selection: bool) -> Splits:
         """Load and split, stratified by class, as `split_seed` says.
 
         Raises: DataError if a part would be empty or a class index is out of range.
         """
-        pool, test, num_classes = self.load()
+        return self._split(*self.load(), with_selection=with_selection)
+
+    def outline_splits(self, *, with_selection: bool) -> Splits:
+        """Return `splits` without fetching anything: right in number and labels, its pixels perhaps black."""
+        return self._split(*self.outline(), with_selection=with_selection)
+
+    def _split(self, pool: Images, test: Images, num_classes: int, *, with_selection: bool) -> Splits:
         for labels in (pool.labels, test.labels):
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
                 raise DataError(f"data set {self.config.name}: class indices must lie in [0, {num_classes}).")
@@ -144,12 +216,14 @@ class Dataset(ABC, Generic[ConfigT]):
         return Splits(train, validation, kept_test, selection, num_classes, channels, mean, std)
 
     def statistics(self, train: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return per-channel mean and standard deviation in [0, 1] pixels, as configured or measured.
+        """Return per-channel mean and standard deviation in [0, 1] pixels: as configured, published, or measured.
 
         Measured on at most 10,000 images, evenly spaced (sets on disk are sorted by class), 500 in memory at a time.
         """
         if self.config.mean and self.config.std:
             return self.config.mean, self.config.std
+        if self.published is not None:
+            return self.config.mean or self.published.mean, self.config.std or self.published.std
         count = min(len(train.labels), 10_000)
         chosen = torch.linspace(0, len(train.labels) - 1, count).round().long()
         moments = [_moments(train.take(part)) for part in chosen.split(500)]
@@ -170,7 +244,10 @@ def resized(pixels: Tensor, img_size: int) -> Tensor:
     """
     if pixels.shape[-1] == img_size:
         return pixels
-    size = (img_size, img_size)
+    return torch.cat([_resized(part, (img_size, img_size)) for part in pixels.split(1000)])  # floats take four times
+
+
+def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     smooth = F.interpolate(pixels.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
     return smooth.round().clamp(0, 255).to(torch.uint8) if pixels.dtype == torch.uint8 else smooth.clamp(0, 1)
 
@@ -181,6 +258,14 @@ def load_splits(config: DataConfig, img_size: int, *, with_selection: bool) -> S
 
     dataset: Dataset[Any] = find("datasets", config.name)(config, img_size)
     return dataset.splits(with_selection=with_selection)
+
+
+def outline_splits(config: DataConfig, img_size: int, *, with_selection: bool) -> Splits:
+    """Return the splits of the data set that a configuration names as far as they are known without fetching it."""
+    from trainables.registry import find
+
+    dataset: Dataset[Any] = find("datasets", config.name)(config, img_size)
+    return dataset.outline_splits(with_selection=with_selection)
 
 
 def split_stratified(

@@ -9,17 +9,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Block
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from search_spaces.errors import LossDiverged
 from trainables import recipe
-from trainables.attention import record_attention
+from trainables.attention import attention_layers, record_attention
 from trainables.config import TrialConfig
 from trainables.dataset import Images, Splits
 from trainables.method import Batch, build_stack
 from trainables.trial import new_model, wrap_model
 from trainables.verdicts import predict_logits
+
+CHECK_STEPS = 50
+"""So many steps may pass before a loss that is not finite is noticed (our choice); an epoch's end reads all."""
 
 
 class Learner:
@@ -27,7 +31,7 @@ class Learner:
 
     def __init__(self, config: TrialConfig, seed: int, splits: Splits, device: torch.device) -> None:
         """Args: seed: decides the order of the batches; splits: what to learn from; device: where to compute."""
-        self.config, self.seed, self.splits, self.device = config.training, seed, splits, device
+        self.config, self.seed, self.splits, self.device = config.training, seed, splits.to(device), device
         self._stack = build_stack(config)
         fresh = new_model(config, splits).to(device)
         self.notes = fresh.notes
@@ -35,7 +39,9 @@ class Learner:
         self._optimizer = recipe.make_optimizer(self.model, self.config)
         self._mixup = recipe.make_mixup(self.config, splits.num_classes)
         self._average = ModelEmaV3(self.model, decay=self.config.ema_decay) if self.config.ema_decay else None
-        self._steps_per_epoch = math.ceil(len(splits.train.labels) / self.config.batch_size)
+        self._steps_per_epoch = recipe.steps_per_epoch(len(splits.train.labels), self.config)
+        if self.config.compile:  # after the average has copied the model: it stays as it is
+            compile_blocks(self.model)
 
     @property
     def kept_model(self) -> nn.Module:
@@ -54,7 +60,7 @@ class Learner:
         """
         self.model.train()
         self._stack.on_epoch_start(self.model, epoch)
-        sums: dict[str, float] = defaultdict(float)
+        terms = _Terms(epoch)
         rate = 0.0
         batches = recipe.epoch_batches(self.splits.train, self.config, self.seed, epoch)
         for number, (images, labels) in enumerate(batches):
@@ -63,19 +69,18 @@ class Learner:
             recipe.set_learning_rate(self._optimizer, rate)
             images, labels = images.to(self.device), labels.to(self.device)
             batch = recipe.make_batch(images, labels, self.config, self._mixup, self.splits.num_classes)
-            for name, value in self._learn(batch, f"epoch {epoch + 1}, step {number + 1}").items():
-                sums[f"train/{name}"] += value * len(images)
+            terms.add(self._learn(batch), len(images))
             if self._average is not None:
                 self._average.update(self.model, step=step + 1)
-        count = len(self.splits.train.labels)
-        return {name: total / count for name, total in sums.items()} | {"train/learning_rate": rate}
+        return terms.means() | {"train/learning_rate": rate}
 
     def accuracy_and_loss(self, images: Images) -> tuple[float, float]:
         """Return the kept model's accuracy in [0, 1] and mean cross-entropy, in eval mode."""
         everything = torch.arange(len(images.labels))
-        logits = predict_logits(self.kept_model, images, everything, self.config.batch_size, self.device)
-        accuracy = float((logits.argmax(1) == images.labels).double().mean())
-        return accuracy, float(F.cross_entropy(logits, images.labels))
+        with torch.compiler.set_stance("force_eager"):  # as the finished model will be judged
+            logits = predict_logits(self.kept_model, images, everything, self.config.batch_size, self.device)
+        labels = images.labels.cpu()
+        return float((logits.argmax(1) == labels).double().mean()), float(F.cross_entropy(logits, labels))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next epoch depends on beside the weights and the random numbers."""
@@ -93,37 +98,102 @@ class Learner:
         if self._average is not None:
             self._average.module.load_state_dict(state["average"])
 
-    def _learn(self, batch: Batch, where: str) -> dict[str, float]:
+    def _learn(self, batch: Batch) -> dict[str, Tensor]:
         """Move the weights once and return the terms of the loss at the first closure call (SAM calls it twice)."""
-        seen = batch
-        if self._stack.perturbs:
-            self.model.eval()
-            seen = self._stack.perturb(self.model, batch)
-            self.model.train()
-        first: dict[str, float] = {}
+        parts = _split(batch, self.config.micro_batch)
+        seen = [self._perturb(part) for part in parts]
+        first: dict[str, Tensor] = {}
 
         def closure() -> Tensor:
             self._optimizer.zero_grad()
-            terms = self._loss_terms(seen, batch)
-            total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else terms["task_loss"]
-            values = torch.stack([total, *terms.values()]).detach().tolist()
-            if not math.isfinite(values[0]):
-                raise LossDiverged(f"the training loss is {values[0]} in {where}.")
-            total.backward()  # type: ignore[no-untyped-call]
+            sums: dict[str, Tensor] = {}
+            for part, changed in zip(parts, seen, strict=True):
+                share = len(part.images) / len(batch.images)
+                terms = {name: share * value for name, value in self._loss_terms(changed, part).items()}
+                terms["loss"].backward()  # type: ignore[no-untyped-call]
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, 0) + value.detach()
             if self.config.clip_norm:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
             if not first:
-                first.update(zip(("loss", *terms), values, strict=True))
-            return total
+                first.update(sums)
+            return sums["loss"]
 
         self._stack.update(self._optimizer, closure)
         return first
 
+    def _perturb(self, batch: Batch) -> Batch:
+        if not self._stack.perturbs:
+            return batch
+        self.model.eval()
+        with self._autocast():
+            seen = self._stack.perturb(self.model, batch)
+        self.model.train()
+        return seen
+
     def _loss_terms(self, seen: Batch, clean: Batch) -> dict[str, Tensor]:
-        """Return the task loss and the penalties; only a forward pass inside this call is recorded."""
-        if not self._stack.needs_attention:
+        """Return the loss, and the task loss and penalties that it is the sum of.
+
+        Only a forward pass inside this call is recorded.
+        """
+        with record_attention(self.model, self._stack.reads(self.device)) as attention, self._autocast():
             task = self._stack.loss(self.model, seen, clean)
-            return {"task_loss": task, **self._stack.penalty(self.model, [])}
-        with record_attention(self.model) as attention:
-            task = self._stack.loss(self.model, seen, clean)
-        return {"task_loss": task, **self._stack.penalty(self.model, attention)}
+        terms = {"task_loss": task, **self._stack.penalty(self.model, attention)}
+        total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else task
+        return {"loss": total, **terms}
+
+    def _autocast(self) -> torch.autocast:
+        wanted = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
+
+
+class _Terms:
+    """The terms of the loss of one epoch; read only every CHECK_STEPS steps, because reading waits for a GPU."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch, self._images, self._step = epoch, 0, 0
+        self._sums: dict[str, float] = defaultdict(float)
+        self._unread: list[tuple[dict[str, Tensor], int]] = []
+
+    def add(self, terms: dict[str, Tensor], count: int) -> None:
+        """Take the terms of a step on `count` images; LossDiverged, with epoch and step, if one is not finite."""
+        self._unread.append((terms, count))
+        if len(self._unread) == CHECK_STEPS:
+            self._read()
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each term over the images; LossDiverged as `add`."""
+        self._read()
+        return {f"train/{name}": total / self._images for name, total in self._sums.items()}
+
+    def _read(self) -> None:
+        if not self._unread:
+            return
+        names = list(self._unread[0][0])
+        values = torch.stack([torch.stack([terms[name] for name in names]) for terms, _ in self._unread]).tolist()
+        for (_, count), row in zip(self._unread, values, strict=True):
+            self._step += 1
+            if not math.isfinite(row[0]):
+                raise LossDiverged(f"the training loss is {row[0]} in epoch {self._epoch + 1}, step {self._step}.")
+            self._images += count
+            for name, value in zip(names, row, strict=True):
+                self._sums[name] += value * count
+        self._unread.clear()
+
+
+def _split(batch: Batch, size: int | None) -> list[Batch]:
+    if size is None or size >= len(batch.images):
+        return [batch]
+    return [Batch(*part) for part in zip(batch.images.split(size), batch.targets.split(size), strict=True)]
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile the transformer blocks of a model in place; their attention runs as it is, because hooks read it.
+
+    Names of parameters stay. Do it after every copy of the model has been made.
+    """
+    for block in model.modules():
+        if isinstance(block, Block):
+            for layer in attention_layers(block):
+                layer.forward = torch.compiler.disable(layer.forward)
+            block.compile()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.errors import SweepError
+from trainables.attention import READS, Attended, Reads
 from trainables.config import MethodConfig, TrialConfig
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
@@ -59,10 +60,9 @@ class Method(ABC, Generic[ConfigT]):
         """Yield (field, sentence) for every reason why this configuration cannot run on this model."""
         return ()
 
-    @property
-    def needs_attention(self) -> bool:
-        """Whether `penalty` reads the attention probabilities."""
-        return False
+    def reads(self, device: torch.device) -> Reads:
+        """What `penalty` reads of the attention when the model is on `device`."""
+        return "nothing"
 
     def wrap(self, model: nn.Module, probe: Batch) -> nn.Module:
         """Once, before the optimizer exists: freeze, choose layers, add parameters."""
@@ -76,11 +76,10 @@ class Method(ABC, Generic[ConfigT]):
         """Scalar task loss; owns the forward pass(es). `seen` is perturb(clean)."""
         return cross_entropy(model(seen.images), seen.targets)
 
-    def penalty(self, model: nn.Module, attention: Sequence[Tensor]) -> dict[str, Tensor]:
+    def penalty(self, model: nn.Module, attention: Sequence[Attended]) -> dict[str, Tensor]:
         """Named scalars added to the loss, weights included; keys become metrics.
 
-        Args: attention: per block the probabilities (B, H, N, N) before dropout, of the first forward in `loss`;
-            empty unless `needs_attention`.
+        Args: attention: one entry per block, of the first forward pass in `loss`; empty if `reads` says nothing.
         """
         return {}
 
@@ -132,9 +131,9 @@ class MethodStack:
         self.methods = dict(methods)
         self._plain = _Plain(MethodConfig(), 1)
 
-    @property
-    def needs_attention(self) -> bool:
-        return any(method.needs_attention for method in self.methods.values())
+    def reads(self, device: torch.device) -> Reads:
+        """The most that any method reads."""
+        return max((method.reads(device) for method in self.methods.values()), key=READS.index, default="nothing")
 
     @property
     def perturbs(self) -> bool:
@@ -152,7 +151,7 @@ class MethodStack:
     def loss(self, model: nn.Module, seen: Batch, clean: Batch) -> Tensor:
         return self._owner("loss").loss(model, seen, clean)
 
-    def penalty(self, model: nn.Module, attention: Sequence[Tensor]) -> dict[str, Tensor]:
+    def penalty(self, model: nn.Module, attention: Sequence[Attended]) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         for method in self.methods.values():
             terms |= method.penalty(model, attention)

@@ -3,29 +3,55 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
+from timm.models import VisionTransformer, group_parameters
 from torch import Tensor, nn
 
+from search_spaces.errors import DataError, ModelError
 from search_spaces.seeds import derive_seed
 from trainables.config import TrainingConfig
 from trainables.dataset import Images
 from trainables.method import Batch
 
 
-def epoch_batches(images: Images, config: TrainingConfig, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images, labels) of one epoch, each image once; the order depends on (seed, epoch) alone.
+def steps_per_epoch(count: int, config: TrainingConfig) -> int:
+    """Return how many batches `count` images make; DataError if `drop_last` leaves none."""
+    steps = count // config.batch_size if config.drop_last else math.ceil(count / config.batch_size)
+    if not steps:
+        raise DataError(
+            f"training.drop_last leaves nothing of {count} training images, batch_size is {config.batch_size}."
+        )
+    return steps
 
-    A restart at an epoch's boundary therefore needs no state of the loader. The last batch may be smaller.
+
+def epoch_batches(images: Images, config: TrainingConfig, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images, labels) of one epoch, each image at most once; the order depends on (seed, epoch) alone.
+
+    A restart at an epoch's boundary therefore needs no state of the loader. The last batch may be smaller. Images that
+    are read from files are read one batch ahead, by a thread.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
-    for index in torch.randperm(len(images.labels), generator=generator).split(config.batch_size):
-        yield images.take(index), images.labels[index]
+    order = torch.randperm(len(images.labels), generator=generator).to(images.labels.device)
+    batches = order.split(config.batch_size)[: steps_per_epoch(len(order), config)]
+    if not images.from_files:
+        yield from ((images.take(index), images.labels[index]) for index in batches)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(images.take, batches[0])
+        for index, following in zip_longest(batches, batches[1:]):
+            taken = coming.result()
+            if following is not None:
+                coming = reader.submit(images.take, following)
+            yield taken, images.labels[index]
 
 
 def augment(images: Tensor, config: TrainingConfig) -> Tensor:
@@ -69,16 +95,36 @@ def make_batch(images: Tensor, labels: Tensor, config: TrainingConfig, mixup: Mi
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Return the optimizer over all parameters: it skips frozen ones, which a method may thaw later."""
-    decayed: list[Tensor] = []
-    free: list[Tensor] = []
+    """Return the optimizer over all parameters: it skips frozen ones, which a method may thaw later.
+
+    A group's ``lr_scale`` is what `layer_decay` leaves of the learning rate.
+    """
+    scales = layer_scales(model, config.layer_decay) if config.layer_decay < 1 else {}
+    members: dict[tuple[float, bool], list[Tensor]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        (free if is_free_of_decay(name, parameter) else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+        free = is_free_of_decay(name, parameter) and not config.decay_everything
+        members[scales.get(name, 1.0), free].append(parameter)
+    groups = [
+        {"params": members[key], "weight_decay": 0.0 if key[1] else config.weight_decay, "lr_scale": key[0]}
+        for key in sorted(members)
+    ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """Return decay ** (layers above) for every parameter of the vision transformer in `model`, by name.
+
+    Layers are timm's: the stem (patches, positions, tokens), each block, the last with the final norm, and the head,
+    whose factor is 1.
+    """
+    for prefix, vit in model.named_modules():
+        if isinstance(vit, VisionTransformer):
+            layers: dict[str, int] = group_parameters(vit, vit.group_matcher(coarse=False), reverse=True)
+            top = max(layers.values())
+            return {f"{prefix}.{name}".lstrip("."): decay ** (top - layer) for name, layer in layers.items()}
+    raise ModelError("training.layer_decay needs a timm VisionTransformer.")
 
 
 def is_free_of_decay(name: str, parameter: Tensor) -> bool:
@@ -87,20 +133,21 @@ def is_free_of_decay(name: str, parameter: Tensor) -> bool:
 
 
 def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of 0-based `step`: linear warm-up from 0, then cosine to 0, or constant."""
+    """Return the learning rate of 0-based `step`: linear warm-up from 0, then a cosine, or constant."""
     total, warmup = config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
     if step < warmup:
         return config.learning_rate * min(1.0, (step + 1) / warmup)
     if config.schedule == "constant":
         return config.learning_rate
-    return config.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+    height = config.learning_rate - config.final_learning_rate
+    return config.final_learning_rate + height * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set the learning rate of every parameter group."""
+    """Set the learning rate of every parameter group, times the group's own scale."""
     groups: list[dict[str, Any]] = optimizer.param_groups
     for group in groups:
-        group["lr"] = value
+        group["lr"] = value * group["lr_scale"]
 
 
 def _random_crop(images: Tensor, padding: int) -> Tensor:

@@ -16,6 +16,7 @@ from trainables import checkpoint
 from trainables.checkpoint import Checkpoint, Identity, Weights
 from trainables.config import TrialConfig
 from trainables.learner import Learner
+from trainables.monitor import Monitor, is_due
 from trainables.randomness import Randomness
 from trainables.trial import find_splits, load_final
 
@@ -74,6 +75,9 @@ class Training:
             self._splits = find_splits(config)
             with self._own_world():
                 self._learner = Learner(config, seed, self._splits, device or default_device())
+            if config.monitor.images:
+                batch_size = config.training.batch_size
+                self._monitor = Monitor(config.monitor, self._splits, batch_size, self._learner.device)
             self.notes += self._learner.notes
             self._restore()
 
@@ -89,7 +93,7 @@ class Training:
         """Train one epoch, validate, write a checkpoint, and return the epoch's metrics.
 
         Keys: those of `Learner.train_epoch`, val/clean_acc, val/loss, selection/acc if training.select is "best",
-        cost/epoch_s, cost/images.
+        those of `Monitor.measure` if it is due, cost/epoch_s, cost/images.
 
         Raises: LossDiverged, Superseded; RuntimeError if all epochs are done.
         """
@@ -97,7 +101,7 @@ class Training:
             raise RuntimeError(f"all {self.config.training.epochs} epochs are done; call finish()")
         started = time.monotonic()
         with self._own_world():
-            metrics = self._learner.train_epoch(self.epochs_done) | self._validate()
+            metrics = self._learner.train_epoch(self.epochs_done) | self._validate() | self._look()
         metrics |= {"cost/epoch_s": time.monotonic() - started, "cost/images": float(len(self._splits.train.labels))}
         self.history.append(metrics)
         self._check_current()
@@ -136,7 +140,7 @@ class Training:
     def _write_final(self) -> None:
         splits, kept = self._splits, self._learner.kept_model
         with self._own_world():
-            clean_acc, _ = self._learner.accuracy_and_loss(splits.validation)
+            clean_acc, _ = self._learner.accuracy_and_loss(self._learner.splits.validation)
         meta = {
             "config": self.config.plain(),
             "epoch": self._best_epoch or self.epochs_done,
@@ -152,18 +156,25 @@ class Training:
         checkpoint.write_final(self.folder, kept.state_dict(), meta, self._identity)
 
     def _validate(self) -> dict[str, float]:
-        accuracy, loss = self._learner.accuracy_and_loss(self._splits.validation)
+        splits = self._learner.splits
+        accuracy, loss = self._learner.accuracy_and_loss(splits.validation)
         if not math.isfinite(loss):
             raise LossDiverged(f"the validation loss is {loss} after epoch {self.epochs_done + 1}.")
         metrics = {"val/clean_acc": accuracy, "val/loss": loss}
-        if self._splits.selection is not None:
-            chosen_by, _ = self._learner.accuracy_and_loss(self._splits.selection)
+        if splits.selection is not None:
+            chosen_by, _ = self._learner.accuracy_and_loss(splits.selection)
             metrics["selection/acc"] = chosen_by
             if chosen_by > self._best_accuracy:  # the earliest of equals
                 self._best_accuracy, self._best_epoch = chosen_by, self.epochs_done + 1
                 weights = self._learner.kept_model.state_dict()
                 self._best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
         return metrics
+
+    def _look(self) -> dict[str, float]:
+        """Let the monitor measure the kept model, if it is due after this epoch."""
+        if not is_due(self.config.monitor, self.epochs_done + 1, self.config.training.epochs):
+            return {}
+        return self._monitor.measure(self._learner.kept_model)
 
     def _snapshot(self) -> Checkpoint:
         state = {

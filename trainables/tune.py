@@ -17,6 +17,7 @@ from typing import Any, Literal
 from ray import tune
 
 from search_spaces.errors import CheckpointError, LossDiverged, Superseded
+from search_spaces.imports import quick_imports
 from trainables.config import TrialConfig
 
 
@@ -113,7 +114,8 @@ class TrialTrainable(tune.Trainable):
         return Report(self._job.number, "trained", history, outcome.clean_acc, outcome.weights_digest, spent)
 
     def _build(self) -> Any:
-        from trainables.training import Training
+        with quick_imports():
+            from trainables.training import Training
 
         job = self._job
         config = TrialConfig.model_validate(job.config)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from search_spaces.errors import ModelError
 from trainables.attention import attention_layers
 from trainables.config import ModelConfig
+from trainables.hub import pretrained_state
 from trainables.method import ModelFacts
+from trainables.weights import fill, fit, read_weights
 
 
 class PixelVit(nn.Module):
@@ -58,10 +57,31 @@ def build_model(
     _check_name(config.name)
     model = PixelVit(_create(config, channels, num_classes), mean, std)
     if config.pretrained:
-        model.notes = _fill(model.vit, _pretrained_state(config.name, channels), f"pretrained {config.name}")
+        state = pretrained_state(config.name, channels)
+        model.notes = fill(model.vit, state, _source(config), config.resampling)
     elif config.weights:
-        model.notes = _fill(model.vit, _read_weights(config.weights), str(config.weights))
+        model.notes = fill(model.vit, read_weights(config.weights), _source(config), config.resampling)
     return model
+
+
+def check_weights(config: ModelConfig, *, num_classes: int, channels: int) -> tuple[str, ...]:
+    """Return what `build_model` would leave out of the weights that the configuration names, one sentence each.
+
+    Pretrained weights are judged by the shapes that timm gives the model, so that nothing is fetched or read; a local
+    file is read. ModelError if they do not fit.
+    """
+    _check_name(config.name)
+    if config.pretrained:
+        with torch.device("meta"):
+            shapes = timm.create_model(config.name, in_chans=channels).state_dict()
+        state = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in shapes.items()}
+    elif config.weights:
+        state = read_weights(config.weights)
+    else:
+        return ()
+    with torch.device("meta"):
+        vit = _create(config, channels, num_classes)
+    return fit(vit, state, _source(config), config.resampling)[1]
 
 
 def model_facts(config: ModelConfig, channels: int, num_classes: int) -> ModelFacts:
@@ -110,62 +130,5 @@ def _create(config: ModelConfig, channels: int, num_classes: int) -> Any:
         raise ModelError(f"model: timm cannot build {config.name} so: {error}.") from error
 
 
-def _pretrained_state(name: str, channels: int) -> dict[str, Tensor]:
-    try:
-        state: dict[str, Tensor] = timm.create_model(name, pretrained=True, in_chans=channels).state_dict()
-    except (RuntimeError, OSError) as error:  # no weights for this name; no network and nothing cached
-        raise ModelError(
-            f"model.pretrained: no pretrained weights of {name} can be had: {str(error).splitlines()[0]} "
-            "Use model.weights with a local file."
-        ) from error
-    return state
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without unpickling anything but tensors; our own final weights lose their wrapping."""
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(f"model.weights: no file {path}.") from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise ModelError(f"model.weights: {path} cannot be read as weights: {error}.") from error
-    except Exception as error:  # pickle.UnpicklingError and whatever torch's restricted unpickler raises
-        raise ModelError(f"model.weights: {path} is not a plain state dict of tensors: {error}.") from error
-    if any(key.startswith("vit.") for key in state):
-        return {key.removeprefix("vit."): value for key, value in state.items() if key.startswith("vit.")}
-    return dict(state)
-
-
-def _fill(vit: Any, state: dict[str, Tensor], source: str) -> tuple[str, ...]:
-    """Load a state dict into `vit`, patch and position embeddings resampled to its grid (timm's bicubic and pinv).
-
-    A head with another number of classes, and the qkv biases of a model built without them, stay out; anything else
-    that does not match is a ModelError.
-
-    Returns: one sentence for each thing left out.
-    """
-    try:
-        fitted = checkpoint_filter_fn(state, vit)
-    except (RuntimeError, ValueError, AttributeError, AssertionError) as error:
-        raise ModelError(f"{source}: these weights do not fit {type(vit).__name__}: {error}.") from error
-    own = vit.state_dict()
-    notes = []
-    heads = vit.pretrained_cfg.get("classifier") or ()
-    for head in (heads,) if isinstance(heads, str) else heads:
-        names = [key for key in fitted if key.startswith(f"{head}.")]
-        if any(key in own and own[key].shape != fitted[key].shape for key in names):
-            notes.append(f"{source}: {head} has {len(fitted[names[0]])} classes, not {vit.num_classes}; starts anew.")
-            fitted |= {key: own[key] for key in names}
-    biases = [key for key in fitted if key.endswith(".attn.qkv.bias") and key not in own]
-    if biases:
-        notes.append(f"{source}: {len(biases)} qkv biases left out, because model.qkv_bias is false.")
-    fitted = {key: value for key, value in fitted.items() if key not in biases}
-    wrong = sorted(fitted.keys() ^ own.keys()) or [key for key in own if own[key].shape != fitted[key].shape]
-    if wrong:
-        shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-        raise ModelError(f"{source}: missing, unexpected or differently shaped: {shown}.")
-    vit.load_state_dict(fitted)
-    return tuple(notes)
+def _source(config: ModelConfig) -> str:
+    return f"pretrained {config.name}" if config.pretrained else str(config.weights)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.trainables.archives import serve, use_small_sets, write_class_folders
 from trainables.config import data_config_type
 from trainables.dataset import load_splits
 from trainables.registry import find, names
@@ -16,7 +17,10 @@ DATASETS = names("datasets")
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A small source for each data set that reads files: 3 classes of 20 training and 10 test images, 12×12."""
+    """What names a small source to each data set that reads files: 3 classes of 20 training and 10 test images.
+
+    Those that come from the web are downloaded from a server on this machine.
+    """
     folder = tmp_path_factory.mktemp("data")
     draw = np.random.default_rng(0)
     arrays = {}
@@ -28,13 +32,22 @@ def places(tmp_path_factory):
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(arrays[f"x_{part}"][number]).save(place / f"{number}.png")
     np.savez(folder / "arrays.npz", **arrays)
-    return {"arrays": folder / "arrays.npz", "image_folder": folder / "images"}
+    (folder / "web").mkdir()
+    write_class_folders(folder / "imagenet", ("train", "val"))
+    with pytest.MonkeyPatch.context() as patch, serve(folder / "web") as web:
+        use_small_sets(patch, folder / "web", web.address)
+        yield {
+            "arrays": {"path": folder / "arrays.npz"},
+            "image_folder": {"path": folder / "images"},
+            "imagenet": {"path": folder / "imagenet"},
+            **{name: {"root": folder / "root"} for name in ("cifar10", "cifar100", "imagenette")},
+        }
 
 
 @pytest.fixture(scope="module", params=DATASETS)
 def config(request, places):
     config_type = data_config_type(request.param)
-    given = {"path": places[request.param]} if request.param in places else {}
+    given = places.get(request.param, {})
     missing = [name for name, field in config_type.model_fields.items() if field.is_required() and name not in given]
     if missing:
         pytest.skip(f"{request.param} needs {missing}; give it a small source in `places`")
@@ -112,10 +125,23 @@ def test_smaller_splits_have_the_asked_size_and_all_classes(config):
     assert len(few.train.labels.unique()) == few.num_classes
 
 
-def test_mean_and_standard_deviation_are_those_of_the_training_split(splits):
+def test_mean_and_standard_deviation_are_published_or_those_of_the_training_split(config, splits):
+    published = find("datasets", config.name).published
+    if published is not None:
+        assert (splits.mean, splits.std) == published
+        assert len(published.mean) == len(published.std) == splits.channels
+        return
     images = splits.train.take(torch.arange(len(splits.train.labels))).double()
     assert splits.mean == pytest.approx(images.mean((0, 2, 3)).tolist(), abs=1e-5)
     assert splits.std == pytest.approx(images.std((0, 2, 3), correction=0).tolist(), abs=1e-5)
+
+
+def test_what_is_prepared_needs_nothing_more_and_its_outline_is_the_data_set_itself(config, splits):
+    dataset = find("datasets", config.name)(config, 8)
+    dataset.prepare()
+    assert dataset.to_fetch() == ""
+    assert dataset.outline_splits(with_selection=True).digest() == splits.digest()
+    assert dataset.place is None or dataset.place.exists()
 
 
 def test_configured_statistics_are_taken_as_they_are(config, splits):

@@ -1,4 +1,7 @@
-"""What every registered method must keep; a new file in trainables/methods is tested here without being named."""
+"""What every registered method, and every legal stack of them, must keep.
+
+A new file in trainables/methods is tested here without being named.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import io
 import json
 import math
 from copy import deepcopy
+from itertools import combinations
 
 import pytest
 import torch
@@ -14,7 +18,7 @@ from search_spaces.space import read_space
 from trainables.attention import attention_layers, record_attention
 from trainables.checkpoint import read_final, weights_digest
 from trainables.config import TrialConfig, method_config_type
-from trainables.method import Batch, build_stack
+from trainables.method import Batch, build_stack, check_stack
 from trainables.registry import find, names
 from trainables.training import Training, load_final
 from trainables.vit import build_model, model_facts
@@ -23,14 +27,26 @@ METHODS = names("methods")
 CPU = torch.device("cpu")
 
 
+def legal_stacks():
+    """Every set of methods that may be stacked, one-element sets included; plain has nothing to stack."""
+    kinds = {key: find("methods", key) for key in METHODS if key != "plain"}
+    sets = [chosen for size in range(1, len(kinds) + 1) for chosen in combinations(kinds, size)]
+    return [("plain",), *(chosen for chosen in sets if not check_stack({key: kinds[key] for key in chosen}))]
+
+
 @pytest.fixture(scope="module", params=METHODS)
 def key(request):
     return request.param
 
 
+@pytest.fixture(scope="module", params=legal_stacks(), ids="+".join)
+def stacked(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def config(key, tiny_trial):
-    return tiny_trial({key: {}})
+def config(stacked, tiny_trial):
+    return tiny_trial({name: {} for name in stacked})
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +75,9 @@ def digest(training):
     return training.finish().weights_digest
 
 
-def test_its_defaults_fit_a_tiny_model(key, config):
+def test_its_defaults_fit_a_tiny_model(stacked, config):
     facts = model_facts(config.model, 1, 10)
-    assert list(find("methods", key).check(config.methods[key], facts)) == []
+    assert [list(find("methods", key).check(config.methods[key], facts)) for key in stacked] == [[]] * len(stacked)
 
 
 def test_its_configuration_travels_as_json(config):
@@ -142,7 +158,7 @@ def test_gradients_reach_every_trainable_parameter_and_no_frozen_one(parts):
     model.eval()
     seen = stack.perturb(model, batch)
     model.train()
-    with record_attention(model) as attention:
+    with record_attention(model, stack.reads(CPU)) as attention:
         loss = stack.loss(model, seen, batch)
     total = loss + sum(stack.penalty(model, attention).values())
     total.backward()
@@ -157,33 +173,97 @@ def test_gradients_reach_every_trainable_parameter_and_no_frozen_one(parts):
 
 def test_its_penalties_are_named_scalars(parts):
     stack, model, batch = parts
-    with record_attention(model) as attention:
+    with record_attention(model, stack.reads(CPU)) as attention:
         stack.loss(model, batch, batch)
     for name, value in stack.penalty(model, attention).items():
         assert value.shape == (), name
         assert value.requires_grad, name
 
 
-def test_switched_off_it_is_plain_fine_tuning_bit_by_bit(key, tiny_trial, tmp_path):
-    off = dict.fromkeys(find("methods", key).strengths, 0)
-    if not off and key != "plain":
-        pytest.skip(f"{key} cannot be switched off")
-    digests = set()
-    for name, methods in (("off", {key: off}), ("plain", {})):
-        training = Training(tiny_trial(methods, training={"epochs": 1}), 5, tmp_path / name, device=CPU)
-        training.run_epoch()
-        digests.add(digest(training))
-    assert len(digests) == 1
-
-
-def test_nothing_of_the_recording_is_left_in_the_model(key, config, tmp_path):
-    training = Training(config, 3, tmp_path, device=CPU)
+def five_steps(tiny_trial, methods, folder):
+    """Weights after five steps of plain SGD, which does not turn rounding into steps as Adam does near zero."""
+    recipe = {"epochs": 1, "batch_size": 20, "optimizer": "sgd", "learning_rate": 0.05}
+    training = Training(tiny_trial(methods, training=recipe), 5, folder, device=CPU)
     training.run_epoch()
+    training.finish()
+    return read_final(folder).weights
+
+
+def at_strength(stacked, value):
+    return {key: dict.fromkeys(find("methods", key).strengths, value) for key in stacked}
+
+
+def test_at_strength_zero_it_is_plain_fine_tuning_bit_by_bit(stacked, tiny_trial, tmp_path):
+    if not all(find("methods", key).strengths for key in stacked if key != "plain"):
+        pytest.skip(f"{'+'.join(stacked)} cannot be switched off")
+    off = five_steps(tiny_trial, at_strength(stacked, 0), tmp_path / "off")
+    plain = five_steps(tiny_trial, {}, tmp_path / "plain")
+    assert weights_digest(off) == weights_digest(plain)
+
+
+@pytest.mark.parametrize("more", [{}, {"path": "recompute"}], ids=["", "recompute"])
+def test_at_strength_almost_zero_its_own_path_runs_and_gives_plain_weights(stacked, more, tiny_trial, tmp_path):
+    if not all(find("methods", key).strengths for key in stacked if key != "plain"):
+        pytest.skip(f"{'+'.join(stacked)} cannot be switched off")
+    if more and "jasmin" not in stacked:
+        pytest.skip("only jasmin has two paths")
+    barely = at_strength(stacked, 1e-12)
+    if more:
+        barely["jasmin"] |= more
+    found = five_steps(tiny_trial, barely, tmp_path / "barely")
+    plain = five_steps(tiny_trial, {}, tmp_path / "plain")
+    for name, expected in plain.items():
+        assert float((found[name] - expected).norm()) <= 1e-5 * float(expected.norm()), name
+
+
+def test_the_finished_model_judges_as_the_one_that_was_trained(run):
+    """Nothing that training hung on the model, such as a recording, reaches evaluation."""
+    model, splits, _ = load_final(run.folder, device=CPU)
+    images = splits.test.take(torch.arange(20))
+    with torch.no_grad():
+        assert torch.equal(model(images), run._learner.kept_model.eval()(images))
+
+
+def test_nothing_of_the_recording_is_left_in_the_model(config, run):
     fresh = build_model(config.model, num_classes=10, channels=1, mean=(0.3,), std=(0.4,))
     fused = {layer.fused_attn for layer in attention_layers(fresh)}
-    layers = attention_layers(training._learner.model)
-    assert {layer.fused_attn for layer in layers} == fused
-    assert all(not layer.attn_drop._forward_pre_hooks for layer in layers)
+    model = run._learner.model
+    assert {layer.fused_attn for layer in attention_layers(model)} == fused
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+
+
+def test_attacks_inside_training_are_not_recorded(parts, monkeypatch):
+    """perturb runs while no hook is on the model."""
+    stack, model, batch = parts
+    seen = []
+    original = type(model).forward
+
+    def forward(self, images):
+        seen.append(any(m._forward_hooks or m._forward_pre_hooks for m in self.modules()))
+        return original(self, images)
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    stack.perturb(model.eval(), batch)
+    assert not any(seen)
+
+
+def test_micro_batches_add_up_to_the_whole_batch(stacked, tiny_trial, tmp_path):
+    """Without random numbers in it, a step in parts is the same step; the last part is smaller."""
+    calm = {key: {"random_start": False} if key == "adversarial" else {} for key in stacked}
+    if "trades" in calm:
+        calm["trades"] = {"epsilon": 0}  # its start is always random
+    recipe = {"epochs": 1, "batch_size": 50, "optimizer": "sgd", "learning_rate": 0.05}
+    found = []
+    for name, size in (("whole", None), ("parts", 16)):
+        config = tiny_trial(calm, training={**recipe, "micro_batch": size})
+        training = Training(config, 5, tmp_path / name, device=CPU)
+        metrics = training.run_epoch()
+        training.finish()
+        found.append((metrics, read_final(tmp_path / name).weights))
+    (whole, weights), (parts, others) = found
+    assert parts["train/loss"] == pytest.approx(whole["train/loss"], rel=1e-5)
+    for name, expected in weights.items():
+        assert torch.allclose(others[name], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())), name
 
 
 def test_the_final_model_states_where_it_comes_from(config, run):

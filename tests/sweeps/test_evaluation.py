@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import ObjectiveMissing
-from sweeps.evaluation import StageJob, judge_stage, read_verdicts
+from sweeps.evaluation import StageJob, judge_stage, read_verdicts, warm_up
 from trainables.config import attack_config_type
 
 
@@ -119,3 +120,9 @@ def test_the_digest_names_what_decides_a_verdict_and_nothing_else(trained: Any, 
     assert len(digests) == len(different) + 1
     same: list[dict[str, Any]] = [{"number": 9}, {"verdict_folder": "/else"}, {"batch_size": 7}, {"label": "again"}]
     assert {replace(job, **change).digest for change in same} == {job.digest}
+
+
+def test_a_worker_is_warmed_up_for_the_attacks_that_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "trainables.attacks.fgsm", raising=False)
+    warm_up(["of_a_plugin", "fgsm"])
+    assert "trainables.attacks.fgsm" in sys.modules

@@ -247,6 +247,15 @@ def test_a_reopened_ledger_is_the_same(unfinished: Ledger, folder: SweepFolder) 
     assert _everything(folder) == mine
 
 
+def test_a_stack_of_methods_comes_back_in_its_order(open_ledger: Callable[..., Ledger]) -> None:
+    stack = {"jasmin": {"k": 0}, "adversarial": {"steps": 5}}
+    ledger = open_ledger(document={"methods": [stack]})
+    with Lease(ledger):
+        ledger.propose(0, "jasmin+adversarial", {"methods": stack}, {}, {}, 0)
+    assert list(ledger.sweep().document["methods"][0]) == ["jasmin", "adversarial"]
+    assert list(ledger.trial(0).config["methods"]) == ["jasmin", "adversarial"]
+
+
 def test_a_ledger_of_another_version_is_refused(open_ledger: Callable[..., Ledger]) -> None:
     ledger = open_ledger()
     with ledger._engine.begin() as connection:

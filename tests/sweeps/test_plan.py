@@ -141,6 +141,18 @@ def test_the_table_warns_when_nothing_is_searched_or_methods_outnumber_trials(ar
     assert "note" not in shown(plan_for(arrays))
 
 
+def test_the_table_says_what_a_grid_is_and_what_is_left_out_of_it(arrays: Path) -> None:
+    methods = ["plain", {"jasmin": {"k": [0, 4], "weight": 0.1, "aggregation": "max"}}]
+    search = {"sampler": "grid", "replicates": 2}
+    assert "6 trials, a grid of 3 combinations, 2 times with other seeds" in shown(
+        plan_for(arrays, methods=methods, search=search)
+    )
+    part = shown(plan_for(arrays, methods=methods, search={**search, "trials": 4}))
+    assert "the first 4 of the grid's 6 trials" in part
+    known = plan_for(arrays, methods=methods, search={"sampler": "grid", "known": [{"method": "plain"}]})
+    assert "1 trials, a grid of 1 known configurations" in shown(known)
+
+
 def test_a_sweep_without_attacks_says_so(arrays: Path) -> None:
     text = shown(plan_for(arrays, attacks=None, objectives=["clean_acc"]))
     assert "attacks" in text

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from trainables.ascent import ascend, distance, frozen, loss_gradient, project, spread
+from trainables.ascent import ascend, distance, frozen, loss_gradient, project, spread, summed_cross_entropy
 
 
 @pytest.fixture
@@ -73,6 +73,26 @@ def test_an_images_gradient_does_not_depend_on_its_batch(origin):
     _, together = loss_gradient(model, origin, labels)
     _, alone = loss_gradient(model, origin[2:3], labels[2:3])
     assert torch.allclose(together[2:3], alone, rtol=0, atol=1e-14)
+
+
+def test_the_gradient_is_that_of_the_loss_that_was_asked_for(origin):
+    targets = torch.arange(6, dtype=torch.float64)
+    logits, gradient = loss_gradient(
+        torch.square, origin, targets, lambda squares, t: (squares.sum((1, 2, 3)) * t).sum()
+    )
+    assert torch.equal(logits, origin.square())
+    assert not logits.requires_grad
+    assert torch.allclose(gradient, 2 * origin * targets.view(-1, 1, 1, 1))
+
+
+def test_the_cross_entropy_is_summed_in_float32_and_takes_probabilities_too():
+    logits, labels = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]]), torch.tensor([0, 2])
+    by_hand = -sum(float(logits[i].log_softmax(0)[labels[i]]) for i in range(2))
+    assert summed_cross_entropy(logits, labels).item() == pytest.approx(by_hand)
+    assert summed_cross_entropy(logits, torch.eye(3)[labels]).item() == pytest.approx(by_hand)
+    reduced = summed_cross_entropy(logits.bfloat16(), labels)  # these logits are exact in bfloat16
+    assert reduced.dtype == torch.float32
+    assert reduced.item() == pytest.approx(by_hand)
 
 
 def test_freezing_gives_each_flag_back_even_after_an_error():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from search_spaces.errors import DataError
+from tests.trainables.archives import write_class_folders
 from trainables.config import DataConfig
 from trainables.dataset import InMemory, balanced_subset, load_splits, resized, split_stratified
 from trainables.datasets.arrays import Arrays, ArraysConfig
 from trainables.datasets.image_folder import ImageFolder, ImageFolderConfig
+from trainables.datasets.imagenet import Imagenet, ImagenetConfig
 
 
 def arrays(**changes):
@@ -161,6 +165,41 @@ def test_parts_with_different_classes_are_refused(folder):
         load(ImageFolderConfig(path=folder))
 
 
+@pytest.fixture
+def imagenet(tmp_path, monkeypatch):
+    monkeypatch.setattr(Imagenet, "num_classes", 3)
+    write_class_folders(tmp_path, ("train", "val"))
+    return ImagenetConfig(path=tmp_path)
+
+
+def test_imagenet_has_its_classes_in_the_order_of_their_names(imagenet):
+    splits = load(imagenet)
+    assert splits.test.labels.bincount().tolist() == [10, 10, 10]
+    assert (splits.mean, splits.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert load(ImagenetConfig(path=imagenet.path, mean=(0.5,) * 3)).mean == (0.5,) * 3
+    assert load(ImagenetConfig(path=imagenet.path, mean=(0.5,) * 3)).std == (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: (path / "val").rename(path / "test"), "there is no folder .*val; .*image-net.org"),
+        (lambda path: (path / "train" / "n00000003").mkdir(), "train has 4 class folders .* ImageNet has 3;"),
+        (
+            lambda path: (path / "val" / "n00000002").rename(path / "val" / "cat"),
+            "val has 2 class folders .* and 1 others",
+        ),
+    ],
+)
+def test_what_is_not_imagenet_is_refused_before_it_is_read(change, message, imagenet):
+    change(imagenet.path)
+    ((field, sentence),) = Imagenet.check(imagenet)
+    assert field == "path"
+    assert re.search(message, sentence)
+    with pytest.raises(DataError, match=message):
+        load(imagenet)
+
+
 def test_a_class_folder_without_images_and_a_broken_image_are_refused(folder):
     (folder / "train" / "dog" / "3.png").write_bytes(b"not a picture")
     pool, _, _ = ImageFolder(ImageFolderConfig(path=folder), 8).load()
@@ -177,6 +216,12 @@ def test_bytes_stay_bytes_when_they_are_resized():
     assert resized(pixels, 8) is pixels
     assert resized(pixels, 5).dtype == torch.uint8
     assert resized(pixels.float() / 255, 5).dtype == torch.float32
+
+
+def test_many_images_are_resized_as_each_alone():
+    pixels = torch.randint(0, 256, (1100, 1, 4, 4), dtype=torch.uint8)
+    alone = torch.cat([resized(image[None], 3) for image in pixels[990:1010]])
+    assert torch.equal(resized(pixels, 3)[990:1010], alone)
 
 
 def test_a_stratified_split_takes_the_rounded_share_of_each_class():
@@ -196,6 +241,20 @@ def test_a_balanced_subset_takes_the_classes_in_turns():
 def test_an_empty_split_is_refused(save):
     with pytest.raises(DataError, match="validation split is empty"):
         load(ArraysConfig(**{**save().model_dump(), "validation_fraction": 0.01}))
+
+
+def test_the_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    from trainables.datasets.digits import Digits, DigitsConfig
+
+    bunch = load_digits()
+    parts = Digits(DigitsConfig(), 8).load()[:2]
+    ours = sorted(
+        (int(y), *x.mul(16).flatten().tolist()) for part in parts for x, y in zip(part.pixels, part.labels, strict=True)
+    )
+    theirs = sorted((int(y), *x.ravel().tolist()) for x, y in zip(bunch.images, bunch.target, strict=True))
+    assert ours == theirs
 
 
 def test_a_class_index_out_of_range_is_refused(monkeypatch):

@@ -89,9 +89,12 @@ def test_two_owners_of_one_hook_do_not_stack():
     assert check_stack({"a": OwnLoss, "c": Shift}) == []
 
 
-def test_a_stack_needs_attention_if_one_of_its_methods_does(tiny_trial):
-    assert build_stack(tiny_trial({"adversarial": {}, "jasmin": {"k": 0}})).needs_attention
-    assert not build_stack(tiny_trial({"adversarial": {}, "jasmin": {"k": 0, "weight": 0}})).needs_attention
+def test_a_stack_reads_the_most_that_one_of_its_methods_reads(tiny_trial):
+    cpu = torch.device("cpu")
+    assert build_stack(tiny_trial({"adversarial": {}, "jasmin": {"k": 0}})).reads(cpu) == "probabilities"
+    assert build_stack(tiny_trial({"jasmin": {"k": 0, "path": "recompute"}})).reads(cpu) == "projections"
+    assert build_stack(tiny_trial({"adversarial": {}})).reads(cpu) == "nothing"
+    assert build_stack(tiny_trial({})).reads(cpu) == "nothing"
 
 
 def test_a_stack_is_built_in_the_order_of_the_configuration(tiny_trial):

@@ -1,4 +1,4 @@
-"""Building models, loading weights, and recording attention."""
+"""Building models and loading weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from search_spaces.errors import ModelError
-from trainables.attention import attention_layers, record_attention
+from trainables.attention import record_attention
 from trainables.config import ModelConfig
 from trainables.methods.jasmin import Jasmin, JasminConfig
 from trainables.vit import build_model, model_facts
@@ -46,7 +46,7 @@ def test_facts_cost_no_weights_and_agree_with_the_model():
     with record_attention(model := build()) as attention:
         model(torch.rand(2, 1, 8, 8))
     assert (facts.tokens, facts.depth, facts.num_heads, facts.embed_dim) == (17, 3, 3, 48)
-    assert attention[0].shape == (2, facts.num_heads, facts.tokens, facts.tokens)
+    assert attention[0].probabilities.shape == (2, facts.num_heads, facts.tokens, facts.tokens)
     assert len(attention) == facts.depth
     assert facts.exposes_attention
 
@@ -143,63 +143,3 @@ def test_weights_that_would_run_code_are_refused(tmp_path, capsys):
     with pytest.raises(ModelError, match=r"evil\.pth"):
         build(weights=tmp_path / "evil.pth")
     assert "executed" not in capsys.readouterr().out
-
-
-def test_recorded_attention_is_the_softmax_of_scaled_scores(images):
-    model = build().eval()
-    with record_attention(model) as attention:
-        model(images)
-    vit = model.vit
-    tokens = vit.norm_pre(vit._pos_embed(vit.patch_embed((images - 0.3) / 0.4)))
-    layer = vit.blocks[0].attn
-    query, key, _ = layer.qkv(vit.blocks[0].norm1(tokens)).reshape(4, 17, 3, 3, 16).permute(2, 0, 3, 1, 4)
-    expected = torch.softmax(query @ key.transpose(-2, -1) / 4, dim=-1)
-    assert torch.allclose(attention[0], expected, atol=1e-6)
-
-
-def test_recording_happens_before_attention_dropout(images):
-    model = build().train()
-    for layer in attention_layers(model):
-        layer.attn_drop.p = 0.5
-    with record_attention(model) as attention:
-        model(images)
-    assert all(torch.allclose(p.sum(-1), torch.ones(4, 3, 17), atol=1e-5) for p in attention)
-
-
-def test_only_the_first_forward_inside_is_recorded(images):
-    model = build()
-    model(images)
-    with record_attention(model) as attention:
-        model(images)
-        first = [p.clone() for p in attention]
-        model(images * 0.5)
-    model(images)
-    assert len(attention) == 3
-    assert all(torch.equal(a, b) for a, b in zip(attention, first, strict=True))
-    assert all(p.requires_grad for p in attention)
-
-
-def test_recording_gives_the_fused_attention_back_even_after_an_error(images):
-    model = build()
-    for layer, fused in zip(attention_layers(model), (True, False, True), strict=True):
-        layer.fused_attn = fused
-    with pytest.raises(RuntimeError, match="stop"), record_attention(model):
-        raise RuntimeError("stop")
-    with record_attention(model):
-        model(images)
-        assert [layer.fused_attn for layer in attention_layers(model)] == [True, False, True]
-    assert [layer.fused_attn for layer in attention_layers(model)] == [True, False, True]
-    assert all(not layer.attn_drop._forward_pre_hooks for layer in attention_layers(model))
-
-
-def test_recording_changes_the_logits_by_rounding_only(images):
-    model = build().eval()
-    plain = model(images)
-    with record_attention(model):
-        recorded = model(images)
-    assert torch.allclose(plain, recorded, atol=1e-5)
-
-
-def test_a_model_without_readable_attention_cannot_be_recorded():
-    with pytest.raises(ModelError, match="exposes"), record_attention(torch.nn.Linear(2, 2)):
-        pass

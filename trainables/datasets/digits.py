@@ -5,8 +5,12 @@ Source: Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
+import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from numpy.typing import NDArray
 
 from trainables.config import DataConfig
 from trainables.dataset import Dataset, Images, InMemory, resized, split_stratified
@@ -28,9 +32,27 @@ class Digits(Dataset[DigitsConfig]):
     Config = DigitsConfig
 
     def load(self) -> tuple[Images, Images, int]:
-        bunch = load_digits()
-        pixels = resized(torch.from_numpy(bunch.images).float().div(16).unsqueeze(1), self.img_size)
-        labels = torch.from_numpy(bunch.target).long()
+        table = torch.from_numpy(_table())
+        pixels = resized(table[:, :-1].float().div(16).reshape(-1, 1, 8, 8), self.img_size)
+        labels = table[:, -1].long()
         generator = torch.Generator().manual_seed(TEST_SEED)
         pool, test = split_stratified(labels, TEST_FRACTION, generator)
         return InMemory(pixels[pool], labels[pool]), InMemory(pixels[test], labels[test]), 10
+
+
+def _table() -> NDArray[np.float64]:
+    """Return (1797, 65): 64 grey levels of 0 … 16 and the class.
+
+    scikit-learn keeps them in a file. Reading it spares every process the import, which takes over a second; should the
+    file move, the import finds it.
+    """
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package.submodule_search_locations or ()) if package is not None else ():
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    table: NDArray[np.float64] = np.column_stack([bunch.data, bunch.target])
+    return table

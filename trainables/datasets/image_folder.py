@@ -49,19 +49,7 @@ class ImageFolder(Dataset[ImageFolderConfig]):
     def load(self) -> tuple[Images, Images, int]:
         for _, sentence in self.check(self.config):
             raise DataError(f"data set image_folder: {sentence}.")
-        test_folder = _test_folder(self.config.path)
-        assert test_folder is not None
-        train, test = _listing(self.config.path / "train"), _listing(test_folder)
-        if train.classes != test.classes:
-            odd = sorted(set(train.classes) ^ set(test.classes))
-            raise DataError(
-                f"{self.config.path}: train and {test_folder.name} differ in the classes {', '.join(odd[:5])}."
-            )
-        return self._images(train), self._images(test), len(train.classes)
-
-    def _images(self, listing: TorchvisionFolder) -> Images:
-        files = tuple(Path(name) for name, _ in listing.samples)
-        return Files(Path(listing.root), files, torch.tensor(listing.targets), self.img_size)
+        return read_folder(self.config.path, self.img_size)
 
 
 @dataclass(frozen=True)
@@ -81,6 +69,14 @@ class Files:
     def digest(self) -> str:
         return self._digest
 
+    @property
+    def from_files(self) -> bool:
+        return True
+
+    def to(self, device: torch.device) -> Images:
+        """Return these images: they are decoded batch by batch, in the memory of the host."""
+        return self
+
     @cached_property
     def _digest(self) -> str:
         """Of names, sizes and classes; the pixels are too many to read."""
@@ -97,6 +93,25 @@ class Files:
             raise DataError(f"{file} cannot be read as an image: {error}.") from error
         pixels: Tensor = TF.pil_to_tensor(TF.center_crop(small, [self.img_size]))
         return pixels.float() / 255
+
+
+def read_folder(path: Path, img_size: int) -> tuple[Images, Images, int]:
+    """Return (training images, test images, number of classes) of a folder with ``train`` and ``test`` or ``val``.
+
+    Raises: DataError if a class has no images, or the parts differ in their classes.
+    """
+    test_folder = _test_folder(path)
+    assert test_folder is not None
+    train, test = _listing(path / "train"), _listing(test_folder)
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise DataError(f"{path}: train and {test_folder.name} differ in the classes {', '.join(odd[:5])}.")
+    return _files(train, img_size), _files(test, img_size), len(train.classes)
+
+
+def _files(listing: TorchvisionFolder, img_size: int) -> Files:
+    files = tuple(Path(name) for name, _ in listing.samples)
+    return Files(Path(listing.root), files, torch.tensor(listing.targets), img_size)
 
 
 def _test_folder(path: Path) -> Path | None:

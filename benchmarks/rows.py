@@ -1,0 +1,50 @@
+"""Rows of benchmarks/results.json: ``{id, value, spread, unit, target, met, peer, command}``.
+
+A target that is missed is a row too, and so is a figure that this machine cannot measure: its value is null.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def measured(
+    identity: str,
+    values: Sequence[float],
+    unit: str,
+    command: str,
+    *,
+    at_most: float | None = None,
+    peer: Any = None,
+) -> Row:
+    """Return the median and the range of some measurements. Args: at_most: the target; peer: what stands beside it."""
+    value = statistics.median(values)
+    return {
+        "id": identity,
+        "value": round(value, 3),
+        "spread": [round(min(values), 3), round(max(values), 3)],
+        "unit": unit,
+        "target": None if at_most is None else f"<= {at_most:g}",
+        "met": None if at_most is None else value <= at_most,
+        "peer": peer,
+        "command": command,
+    }
+
+
+def not_measured(identity: str, reason: str, unit: str, command: str, *, at_most: float) -> Row:
+    """Return the row of a figure that needs what this machine does not have; the reason stands in `peer`."""
+    target = f"<= {at_most:g}"
+    return {
+        "id": identity,
+        "value": None,
+        "spread": None,
+        "unit": unit,
+        "target": target,
+        "met": None,
+        "peer": f"not measured: {reason}",
+        "command": command,
+    }
