@@ -12,13 +12,14 @@ from search_spaces.domains import thin
 from search_spaces.errors import ConfigError
 from sweeps.config import SweepConfig
 from sweeps.prefetch import check_fit, to_fetch
-from sweeps.rules import MAX_MODELS, attack_problems
+from sweeps.rules import MAX_MODELS, data_problems
 from sweeps.sections import Stage
 from trainables.attacks.pgd import Pgd
 from trainables.checkpoint import KEPT
 from trainables.config import ModelConfig, MonitorConfig, TrainingConfig
 from trainables.dataset import Splits, outline_splits
 from trainables.monitor import pgd_of
+from trainables.recipe import steps_per_epoch
 from trainables.registry import find
 from trainables.vit import build_model, model_facts
 
@@ -114,11 +115,11 @@ def describe(config: SweepConfig) -> Plan:
     """Load the data as far as they are there, build the models without weights, and add up; needs no network.
 
     Raises: DataError if the data set cannot be loaded or may not be fetched; ModelError the same of weights, or if they
-        do not fit; ConfigError if an attack cannot run on the number of classes.
+        do not fit; ConfigError if an attack or a batch size does not go with the data.
     """
     missing = to_fetch(config)
     splits = _load(config)
-    problems = list(attack_problems(config.attacks, splits.num_classes))
+    problems = list(data_problems(config.attacks, config.training, splits))
     if problems:
         raise ConfigError(problems)
     model = _model_figures(config, splits)
@@ -132,7 +133,7 @@ def describe(config: SweepConfig) -> Plan:
         model=model,
         data=_data_figures(config, splits),
         epochs=epochs,
-        steps=Range.over(t.epochs * math.ceil(len(splits.train.labels) / t.batch_size) for t in trainings),
+        steps=Range.over(t.epochs * steps_per_epoch(len(splits.train.labels), t) for t in trainings),
         image_passes=epochs.scaled(len(splits.train.labels) * config.trials),
         stages=_stage_figures(plan.stages, plan.images, len(splits.validation.labels), splits) if plan else (),
         test_stages=_stage_figures(test.stages, test.images, len(splits.test.labels), splits) if test else (),

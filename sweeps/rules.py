@@ -9,7 +9,7 @@ from typing import Any
 import timm
 
 from search_spaces.domains import thin
-from search_spaces.errors import ModelError, Problem
+from search_spaces.errors import DataError, ModelError, Problem
 from search_spaces.problems import Path
 from search_spaces.space import Space
 from sweeps.grid import build_grid, discrete_values, open_parameters
@@ -17,9 +17,11 @@ from sweeps.known import Parameter, fix_params, list_parameters
 from sweeps.reading import Sections
 from sweeps.sections import AttackPlan, MethodEntry, Stage
 from trainables.attack import Threat
-from trainables.config import ModelConfig
+from trainables.config import ModelConfig, TrainingConfig
+from trainables.dataset import Splits
 from trainables.hub import has_pretrained
 from trainables.method import ModelFacts, check_stack
+from trainables.recipe import steps_per_epoch
 from trainables.registry import find
 from trainables.vit import model_facts
 
@@ -44,6 +46,17 @@ def cross_problems(parsed: Sections) -> list[Problem]:
         _grid_is_complete,
     )
     return [problem for rule in rules for problem in rule(parsed)]
+
+
+def data_problems(plan: AttackPlan | None, training: Space[TrainingConfig], splits: Splits) -> Iterator[Problem]:
+    """Yield what can be said only when the data are known: an attack or a batch size that does not go with them."""
+    yield from attack_problems(plan, splits.num_classes)
+    for recipe in training.discrete_corners():
+        try:
+            steps_per_epoch(len(splits.train.labels), recipe)
+        except DataError as error:
+            yield Problem(("training", "drop_last"), str(error))
+            return
 
 
 def attack_problems(plan: AttackPlan | None, num_classes: int) -> Iterator[Problem]:

@@ -30,7 +30,7 @@ from sweeps.ledger import Ledger
 from sweeps.progress import Progress
 from sweeps.provenance import describe_environment
 from sweeps.records import State, SweepRecord
-from sweeps.rules import attack_problems
+from sweeps.rules import data_problems
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
@@ -67,7 +67,7 @@ def create_sweep(config: SweepConfig, folder: SweepFolder, say: Callable[[str], 
     splits = _load_data(config)
     for note in check_fit(config, splits):
         say(note)
-    problems = list(attack_problems(config.attacks, splits.num_classes))
+    problems = list(data_problems(config.attacks, config.training, splits))
     if problems:
         raise ConfigError(problems)
     folder.root.mkdir(parents=True, exist_ok=True)

@@ -27,9 +27,7 @@ def steps_per_epoch(count: int, config: TrainingConfig) -> int:
     """Return how many batches `count` images make; DataError if `drop_last` leaves none."""
     steps = count // config.batch_size if config.drop_last else math.ceil(count / config.batch_size)
     if not steps:
-        raise DataError(
-            f"training.drop_last leaves nothing of {count} training images, batch_size is {config.batch_size}."
-        )
+        raise DataError(f"drop_last leaves nothing of {count} training images, batch_size is {config.batch_size}.")
     return steps
 
 

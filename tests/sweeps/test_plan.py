@@ -121,6 +121,13 @@ def test_an_attack_that_the_number_of_classes_rules_out_is_found_before_the_laun
     assert caught.value.problems[0].where() == "attacks.stages[1].autoattack"
 
 
+def test_a_batch_that_drop_last_never_fills_is_found_before_the_launch(arrays: Path) -> None:
+    assert plan_for(arrays, training={"epochs": 3, "batch_size": 32, "drop_last": True}).steps == Range(6, 6)
+    with pytest.raises(ConfigError, match="leaves nothing of 72 training images, batch_size is 80") as caught:
+        plan_for(arrays, training={"epochs": 3, "batch_size": [32, 80], "drop_last": True})
+    assert caught.value.problems[0].where() == "training.drop_last"
+
+
 def test_the_table_names_every_searched_parameter_method_and_stage(arrays: Path) -> None:
     methods = ["plain", {"jasmin": {"k": [0, 4]}}, {"jasmin": {"k": 0}, "adversarial": {"epsilon": "8/255"}}]
     attacks = {"stages": ["pgd", "fgsm", "pgd"], "epsilon": "2/255", "test": {"stages": ["fgsm"], "trials": 2}}
