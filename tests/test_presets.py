@@ -30,7 +30,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random colour images of ten classes, in place of the data that a preset would read or fetch."""
     random = np.random.default_rng(0)
     file = tmp_path_factory.mktemp("images") / "random.npz"
-    x, y = random.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8), np.arange(200) % 10
+    x, y = random.integers(0, 256, (700, 32, 32, 3), dtype=np.uint8), np.arange(700) % 10  # more than a batch of 512
     np.savez(file, x_train=x, y_train=y, x_test=x[:100], y_test=y[:100])
     return file
 
