@@ -5,12 +5,14 @@ Everywhere: images (B, C, H, W) in [0, 1]; `norm` is "linf" or "l2"; ε and step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from search_spaces.seeds import derive_seed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (B, K) and targets → a scalar, summed over the images and not averaged: an image's gradient then does not
@@ -55,8 +57,13 @@ def loss_gradient(
     return logits.detach(), gradient
 
 
-def ascend(images: Tensor, gradient: Tensor, origin: Tensor, *, norm: str, epsilon: float, step_size: float) -> Tensor:
-    """Return the images after one steepest-ascent step, projected onto the ε-ball around `origin` and onto [0, 1]."""
+def ascend(
+    images: Tensor, gradient: Tensor, origin: Tensor, *, norm: str, epsilon: float, step_size: float | Tensor
+) -> Tensor:
+    """Return the images after one steepest-ascent step, projected onto the ε-ball around `origin` and onto [0, 1].
+
+    Args: step_size: one for all, or (B, 1, 1, 1).
+    """
     direction = gradient.sign() if norm == "linf" else gradient / _length(gradient).clamp_min(1e-12)
     return project(images + step_size * direction, origin, norm=norm, epsilon=epsilon)
 
@@ -76,6 +83,24 @@ def distance(images: Tensor, origin: Tensor, norm: str) -> Tensor:
     change = (images.double() - origin.double()).flatten(1)
     length: Tensor = torch.linalg.vector_norm(change, ord=torch.inf if norm == "linf" else 2, dim=1)
     return length
+
+
+def image_noise(origin: Tensor, ids: Iterable[int], norm: str, *parts: object) -> tuple[Tensor, Tensor]:
+    """Draw random numbers for each image from a generator of its own, so that order and batching do not matter.
+
+    Args:
+        ids: the images' positions in their split.
+        parts: (seed, attack, …) what else the generator depends on; the id goes in after the attack.
+
+    Returns: noise (B, C, H, W), uniform in [0, 1) for "linf", standard normal for "l2"; a radius (B,), uniform too.
+    """
+    draw = torch.rand if norm == "linf" else torch.randn
+    noises, radii = [], []
+    for image_id in ids:
+        generator = torch.Generator().manual_seed(derive_seed(*parts[:2], image_id, *parts[2:]))
+        noises.append(draw(origin.shape[1:], generator=generator))
+        radii.append(torch.rand((), generator=generator))
+    return torch.stack(noises).to(origin), torch.stack(radii).to(origin)
 
 
 def spread(noise: Tensor, radius: Tensor, *, norm: str, epsilon: float) -> Tensor:

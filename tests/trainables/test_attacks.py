@@ -1,4 +1,4 @@
-"""FGSM, PGD and AutoAttack beyond the contract that all attacks share."""
+"""FGSM, PGD, CW, APGD and AutoAttack beyond the contract that all attacks share."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ import logging
 import random
 import sys
 import warnings
+from copy import deepcopy
 
 import pytest
 import torch
 import torch.nn.functional as F
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
 from pydantic import ValidationError
 from torch import nn
 
 from search_spaces.errors import AttackError
+from trainables.ascent import frozen
 from trainables.attack import Threat
-from trainables.attacks.autoattack import Autoattack, AutoattackConfig
+from trainables.attacks.apgd_ce import ApgdCe, ApgdCeConfig
+from trainables.attacks.apgd_t import ApgdT, ApgdTConfig
+from trainables.attacks.autoattack import STAGES, Autoattack, AutoattackConfig, stage_passes
+from trainables.attacks.cw import Cw
 from trainables.attacks.fgsm import Fgsm
 from trainables.attacks.pgd import Pgd, PgdConfig
 from trainables.config import AttackConfig
 from trainables.dataset import InMemory
 from trainables.verdicts import judge
+from trainables.worst_case import WorstCase, wrong_lead
 
 CPU = torch.device("cpu")
 THREAT = Threat(norm="linf", epsilon=0.05)
@@ -85,6 +93,112 @@ def test_fooled_images_leave_the_working_batch(trained):
     assert found.backward_images < 0.3 * 50 * int(found.clean.sum())
 
 
+def test_an_image_that_is_not_surely_fooled_is_handed_back_as_its_worst_iterate(trained, some):
+    class Faint(nn.Module):
+        """The same decisions with leads that are all below the sure margin."""
+
+        def forward(self, x):
+            iterates.append(x.detach().clone())
+            return trained.model(x) * 1e-6
+
+    images, labels, ids = some
+    iterates = []
+    config = PgdConfig(steps=6, step_size=0.02, restarts=2)
+    attacked = Pgd(config, Threat(epsilon=0.1)).perturb(Faint(), images, labels, 0, ids)
+    assert [len(batch) for batch in iterates] == [len(images)] * 14
+    with torch.no_grad():
+        leads = torch.stack([wrong_lead(trained.model(batch), labels) for batch in iterates])
+        assert torch.allclose(wrong_lead(trained.model(attacked), labels), leads.amax(0), rtol=0, atol=1e-3)
+
+
+def test_cw_is_the_ascent_of_pgd_on_the_margin_of_the_logits(trained, some):
+    images, labels, ids = some
+    pixels = images.clone().requires_grad_(True)
+    logits = trained.model(pixels)
+    margins = logits.scatter(1, labels[:, None], -1e9).amax(1) - logits.gather(1, labels[:, None]).squeeze(1)
+    (gradient,) = torch.autograd.grad(margins.clamp_min(-10).sum(), pixels)
+    expected = (images + 0.05 * gradient.sign()).clamp(0, 1)
+    one_step = PgdConfig(steps=1, step_size=0.05, random_start=False)
+    attacked = Cw(one_step, THREAT).perturb(trained.model, images, labels, 0, ids)
+    moved = (attacked != images).flatten(1).any(1)  # a step that made nothing worse is not handed back
+    assert moved.any()
+    assert torch.allclose(attacked[moved], expected[moved], atol=1e-6)
+    assert Cw.Config().steps == 20
+
+
+def test_cw_starts_elsewhere_than_pgd(some):
+    images = some[0]
+    starts = [attack(PgdConfig(), THREAT)._start(images, range(6), 0, 0) for attack in (Pgd, Cw)]
+    assert not torch.equal(*starts)
+
+
+def test_apgd_t_takes_no_more_targets_than_there_are_and_refuses_too_few_classes():
+    model = Linear(5)
+    data = labelled(model)
+    assert ApgdT.passes(ApgdTConfig(steps=4), 5) == (4, 1 + 4 * 13)
+    attacked = ApgdT(ApgdTConfig(steps=4), THREAT).perturb(model, data.pixels, data.labels, 0, torch.arange(20))
+    assert (model(attacked).argmax(1) != data.labels).any()
+    (reason,) = ApgdT.check(ApgdTConfig(), THREAT, 3)
+    assert "at least 4 classes, the data set has 3" in reason
+    model = Linear(3)
+    data = labelled(model)
+    with pytest.raises(AttackError, match="at least 4 classes"):
+        ApgdT(ApgdTConfig(), THREAT).perturb(model, data.pixels, data.labels, 0, torch.arange(20))
+
+
+def passes_of(model, run):
+    """Count the images of all forward passes in a run, and those of backward passes twice."""
+    counted = []
+
+    def on_forward(_module, _inputs, output):
+        counted.append(len(output))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: counted.append(2 * len(gradient)))
+
+    handle = model.register_forward_hook(on_forward)
+    run()
+    handle.remove()
+    return sum(counted)
+
+
+@pytest.mark.parametrize(
+    "attack", [ApgdCe(ApgdCeConfig(steps=6, restarts=2), THREAT), ApgdT(ApgdTConfig(steps=6), THREAT)]
+)
+def test_apgd_costs_what_it_says(attack):
+    model, ids = Linear(6), torch.arange(1)
+    data = labelled(model, 1)
+    wrong = (data.labels + 1) % 6
+    fewest, most = attack.passes(attack.config, 6)
+    safe = type(attack)(attack.config, Threat(epsilon=1e-6))
+    assert passes_of(model, lambda: safe.perturb(model, data.pixels, data.labels, 0, ids)) == most
+    assert passes_of(model, lambda: attack.perturb(model, data.pixels, wrong, 0, ids)) == fewest
+
+
+@pytest.mark.parametrize("stage", ["apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t", "square"])
+def test_a_stage_of_autoattack_costs_what_it_says(stage):
+    model, ids = Linear(6), torch.arange(1)
+    data = labelled(model, 1)
+    config = AutoattackConfig(version="custom", attacks=(stage,), steps=5, queries=9)
+    attack = Autoattack(config, Threat(epsilon=1e-6))
+
+    def run():
+        package = attack._configured(model, 6, CPU, 0)
+        attack._run(stage, package, model, WorstCase(data.pixels, data.labels), 0, ids)
+
+    with frozen(model), torch.random.fork_rng():
+        assert passes_of(model, run) == stage_passes(stage, config, 6)[1]
+
+
+def test_rand_averages_its_gradients_over_twenty_passes_and_nobody_leaves_early():
+    model = Linear(6)
+    data = labelled(model, 1)
+    config = AutoattackConfig(version="rand", steps=4)
+    attack = Autoattack(config, Threat(epsilon=1e-6))
+    overhead = 4  # the number of classes, two checks and the clean pass
+    counted = passes_of(model, lambda: attack.perturb(model, data.pixels, data.labels, 0, torch.arange(1)))
+    assert counted - overhead == Autoattack.passes(config, 6)[1] == 2 * (3 * 20 * 5 + 2)
+
+
 def test_without_a_random_start_the_seed_does_not_matter(trained, some):
     images, labels, ids = some
     attack = Pgd(PgdConfig(steps=2, random_start=False), THREAT)
@@ -135,6 +249,53 @@ def test_autoattack_refuses_too_few_classes_for_its_losses(classes, version):
     custom = AutoattackConfig(version="custom", attacks=("apgd_ce", "fab_t", "square"), steps=3, queries=5)
     assert list(Autoattack.check(custom, THREAT, classes)) == []
     Autoattack(custom, THREAT).perturb(model, data.pixels, data.labels, 0, torch.arange(20))
+
+
+def test_each_stage_works_on_the_images_that_withstood_those_before_it(trained, monkeypatch):
+    reached, stood, given = [], [], []
+    run = Autoattack._run
+    for package in (FABAttack_PT, SquareAttack):
+
+        def counted(self, x, y, inner=package.perturb):
+            given.append(len(x))
+            return inner(self, x, y)
+
+        monkeypatch.setattr(package, "perturb", counted)
+
+    def watched(self, stage, package, model, worst, seed, image_ids):
+        reached.append((stage, len(worst.standing)))
+        run(self, stage, package, model, worst, seed, image_ids)
+        stood.append(len(worst.standing))
+
+    monkeypatch.setattr(Autoattack, "_run", watched)
+    found = verdict(trained, Autoattack(AutoattackConfig(steps=10, queries=20), Threat(epsilon=0.03)))
+    assert [stage for stage, _ in reached] == list(STAGES["standard"])
+    assert [count for _, count in reached] == [int(found.clean.sum()), *stood[:-1]]
+    assert given == [count for _, count in reached[2:]]
+    assert stood[-1] == int(found.correct.sum()) > 0
+    assert stood[0] < reached[0][1]
+
+
+def test_a_stage_alone_is_the_attack_of_that_name(trained, some):
+    images, labels, ids = some
+    for stage, attack in (
+        ("apgd_ce", ApgdCe(ApgdCeConfig(steps=8), THREAT)),
+        ("apgd_t", ApgdT(ApgdTConfig(steps=8), THREAT)),
+    ):
+        whole = Autoattack(AutoattackConfig(version="custom", attacks=(stage,), steps=8), THREAT)
+        expected = attack.perturb(trained.model, images, labels, 3, ids)
+        assert torch.equal(whole.perturb(trained.model, images, labels, 3, ids), expected)
+
+
+def test_the_stages_on_apgd_do_not_depend_on_order_and_batching(trained, some):
+    images, labels, ids = some
+    model = deepcopy(trained.model).double()
+    config = AutoattackConfig(version="custom", attacks=("apgd_ce", "apgd_dlr", "apgd_t"), steps=4)
+    attack = Autoattack(config, Threat(epsilon=0.03))
+    together = attack.perturb(model, images.double(), labels, 0, ids)
+    for index in (torch.tensor([5]), torch.tensor([3, 0])):
+        alone = attack.perturb(model, images[index].double(), labels[index], 0, ids[index])
+        assert torch.allclose(alone, together[index], rtol=0, atol=1e-9)
 
 
 def test_a_custom_stage_is_the_same_as_in_the_standard_version(trained):

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from search_spaces.config import Number
-from search_spaces.seeds import derive_seed
-from trainables.ascent import ascend, frozen, loss_gradient, project, spread
+from trainables.ascent import ascend, frozen, image_noise, loss_gradient, project, spread
 from trainables.attack import Attack, Model
+from trainables.attack_losses import cross_entropy
 from trainables.config import AttackConfig
-
-SURE_MARGIN = 1e-4
-"""Lead of a wrong class at which an image counts as fooled inside the attack. An image's logits differ by about 2e-6
-between batch shapes, so that whoever leaves early is misclassified in the evaluator's own pass too."""
+from trainables.worst_case import WorstCase
 
 
 class PgdConfig(AttackConfig):
@@ -40,69 +37,62 @@ class PgdConfig(AttackConfig):
 
 
 class Pgd(Attack[PgdConfig]):
-    """Random numbers derive from (seed, image, restart); images that are fooled leave the working batch at once."""
+    """Random numbers derive from (seed, image, restart); images that are fooled leave the working batch at once.
+
+    Differs: every iterate counts, not the last alone; who is not surely fooled is handed back as its most misclassified
+    iterate, so that the evaluator decides.
+    """
 
     Config = PgdConfig
+    name: ClassVar[str] = "pgd"
+    """What the random numbers are seeded with beside seed, image and restart."""
+
+    @staticmethod
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        """Return what the ascent is on, image by image: (B, K), (B,) → (B,)."""
+        return cross_entropy(logits, labels)
 
     @classmethod
     def passes(cls, config: PgdConfig, num_classes: int) -> tuple[int, int]:
         return 3, config.restarts * (3 * config.steps + 1)
 
     def perturb(self, model: Model, images: Tensor, labels: Tensor, seed: int, image_ids: Tensor) -> Tensor:
-        attacked = images.clone()
-        left = torch.arange(len(images), device=images.device)
+        worst = WorstCase(images, labels)
         with frozen(model):
             for restart in range(self.config.restarts):
-                if not len(left):
+                rows = worst.standing
+                if not len(rows):
                     break
-                origin = images[left]
-                start = self._start(origin, image_ids[left.cpu()].tolist(), seed, restart)
-                attacked[left], fooled = self._climb(model, origin, start, labels[left])
-                left = left[~fooled]
-        return attacked
+                start = self._start(images[rows], image_ids[rows.cpu()].tolist(), seed, restart)
+                self._climb(model, worst, rows, start)
+        return worst.images
 
-    def _climb(self, model: Model, origin: Tensor, start: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return where each image arrived (B, C, H, W) and whether it was fooled on the way (B,)."""
+    def _climb(self, model: Model, worst: WorstCase, rows: Tensor, start: Tensor) -> None:
+        """Ascend with the images `rows` (n,) from `start` (n, C, H, W) and offer every iterate to `worst`."""
         threat = self.threat
         step_size = self.config.step_size or 2.5 * threat.epsilon / self.config.steps
-        images = start.clone()
-        left = torch.arange(len(images), device=images.device)
+        images = start
         for _ in range(self.config.steps):
-            logits, gradient = loss_gradient(model, images[left], labels[left])
-            kept = ~_is_fooled(logits, labels[left])
-            left = left[kept]
-            if not len(left):
-                break
-            images[left] = ascend(
-                images[left],
-                gradient[kept],
-                origin[left],
+            labels = worst.labels[rows]
+            logits, gradient = loss_gradient(model, images, labels, lambda z, t: self.loss(z, t).sum())
+            stands = worst.offer(rows, images, logits)
+            rows = rows[stands]
+            if not len(rows):
+                return
+            images = ascend(
+                images[stands],
+                gradient[stands],
+                worst.origin[rows],
                 norm=threat.norm,
                 epsilon=threat.epsilon,
                 step_size=step_size,
             )
-        fooled = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        if len(left):
-            with torch.no_grad():
-                fooled[left] = _is_fooled(model(images[left]), labels[left])
-        return images, fooled
+        with torch.no_grad():
+            worst.offer(rows, images, model(images))
 
     def _start(self, origin: Tensor, ids: Iterable[int], seed: int, restart: int) -> Tensor:
         if not self.config.random_start:
             return origin
-        noises, radii = [], []
-        for image_id in ids:
-            generator = torch.Generator().manual_seed(derive_seed(seed, "pgd", image_id, restart))
-            draw = torch.rand if self.threat.norm == "linf" else torch.randn
-            noises.append(draw(origin.shape[1:], generator=generator))
-            radii.append(torch.rand((), generator=generator))
-        noise, radius = torch.stack(noises).to(origin), torch.stack(radii).to(origin)
+        noise, radius = image_noise(origin, ids, self.threat.norm, seed, self.name, restart)
         change = spread(noise, radius, norm=self.threat.norm, epsilon=self.threat.epsilon)
         return project(origin + change, origin, norm=self.threat.norm, epsilon=self.threat.epsilon)
-
-
-def _is_fooled(logits: Tensor, labels: Tensor) -> Tensor:
-    """Say for each image whether some wrong class leads by the sure margin: (B, K), (B,) → (B,)."""
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return others.amax(1) - own > SURE_MARGIN
