@@ -19,17 +19,26 @@ def measured(
     command: str,
     *,
     at_most: float | None = None,
+    at_least: float | None = None,
     peer: Any = None,
 ) -> Row:
-    """Return the median and the range of some measurements. Args: at_most: the target; peer: what stands beside it."""
+    """Return the median and the range of some measurements.
+
+    Args: at_most, at_least: the target, one of them or none; peer: what stands beside it.
+    """
     value = statistics.median(values)
+    target, met = None, None
+    if at_most is not None:
+        target, met = f"<= {at_most:g}", value <= at_most
+    elif at_least is not None:
+        target, met = f">= {at_least:g}", value >= at_least
     return {
         "id": identity,
         "value": round(value, 3),
         "spread": [round(min(values), 3), round(max(values), 3)],
         "unit": unit,
-        "target": None if at_most is None else f"<= {at_most:g}",
-        "met": None if at_most is None else value <= at_most,
+        "target": target,
+        "met": met,
         "peer": peer,
         "command": command,
     }
