@@ -371,7 +371,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """Run the command line and end the process without Python's tidying up: with torch it takes two seconds."""
+    """Run the command line and end the process without Python's tidying up, which takes seconds with torch."""
     code = 1
 
     def leave() -> None:

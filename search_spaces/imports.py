@@ -11,7 +11,7 @@ from collections.abc import Iterator
 def quick_imports() -> Iterator[None]:
     """Collect no garbage while torch and its like are imported within.
 
-    They make half a million objects that stay. Looking at these again and again takes a third of the import's time.
+    They make very many objects that stay, and looking at these again and again is a good part of the import's time.
     """
     enabled = gc.isenabled()
     gc.disable()

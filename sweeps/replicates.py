@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,7 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Return the spread of the values; n >= 2."""
-        mean = math.fsum(values) / len(values)
-        return cls(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)))
+        return cls(statistics.fmean(values), statistics.stdev(values))
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.std:.3f}"

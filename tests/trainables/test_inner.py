@@ -9,24 +9,14 @@ from torch import nn
 from trainables.ascent import distance
 from trainables.config import method_config_type
 from trainables.inner import InnerAttack, InnerAttackConfig
-from trainables.method import Batch, build_stack, check_stack
+from trainables.method import build_stack, check_stack
 from trainables.registry import find
 from trainables.training import Training
 
 PENALTIES = {"jasmin": {"k": 0}, "msvp": {}}
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-@pytest.fixture
-def batch(trained):
-    index = torch.arange(16)
-    return Batch(trained.splits.train.take(index), trained.splits.train.labels[index])
+pytestmark = pytest.mark.usefixtures("_same_numbers")
 
 
 def inner(**values):

@@ -14,18 +14,7 @@ from trainables.method import Batch
 from trainables.methods.trades import START_DEVIATION, Trades, TradesConfig, divergence, summed_divergence
 from trainables.training import Training
 
-
-@pytest.fixture(autouse=True)
-def _same_noise():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-@pytest.fixture
-def batch(trained):
-    index = torch.arange(16)
-    return Batch(trained.splits.train.take(index), trained.splits.train.labels[index])
+pytestmark = pytest.mark.usefixtures("_same_numbers")
 
 
 def method(**values):
