@@ -20,6 +20,7 @@ from search_spaces.imports import quick_imports
 
 if TYPE_CHECKING:
     from sweeps.config import SweepConfig
+    from sweeps.evaluate import Added
     from sweeps.folder import SweepFolder
     from sweeps.ledger import Ledger
 
@@ -147,23 +148,146 @@ def trial(
 def rerun(name: Name, number: Number, storage: Storage = RUNS) -> None:
     """Repeat a trial of a sweep from its configuration and seed, in the foreground, and compare the values."""
     from sweeps.config import parse_sweep
+    from sweeps.evaluate import IMPORTED
     from sweeps.foreground import run_trial
+    from sweeps.records import LAUNCHED
     from trainables.config import TrialConfig
 
     _, ledger = _open(name, storage)
     record = ledger.trial(number)
     config = parse_sweep(ledger.sweep().document)
-    done = [s for s in ledger.stages(number) if s.split == "validation" and s.state == "done"]
+    if record.label == IMPORTED:
+        raise SweepError(f"trial {number} was brought as a checkpoint; there is no training to repeat.")
+    done = [s for s in ledger.stages(number) if s.plan == LAUNCHED and s.split == "validation" and s.state == "done"]
     attacks = config.attacks
     result = run_trial(TrialConfig.model_validate(record.config), record.seed, attacks, _print_line)
     same = result.clean_acc == record.clean_acc and result.weights_digest == record.weights_digest
-    for stage, again in zip(done, result.stages, strict=False):
-        same = same and stage.accuracy == again.accuracy
-        out.print(f"{stage.attack}: {stage.accuracy:.4f} before, {again.accuracy:.4f} now", highlight=False)
+    now = {stage.position: stage.accuracy for stage in result.stages}
+    for stage in done:
+        same = same and stage.accuracy == now[stage.position]
+        out.print(f"{stage.attack}: {stage.accuracy:.4f} before, {now[stage.position]:.4f} now", highlight=False)
     before = "not measured" if record.clean_acc is None else f"{record.clean_acc:.4f}"
     out.print(f"clean: {before} before, {result.clean_acc:.4f} now", highlight=False)
     out.print("equal to the ledger, bit for bit" if same else "[yellow]differs from the ledger[/yellow]")
     raise typer.Exit(0 if same else 1)
+
+
+@app.command()
+def evaluate(
+    name: Annotated[str | None, typer.Argument(help="The sweep's name.", show_default=False)] = None,
+    plan: Annotated[
+        str, typer.Option("--plan", help="YAML file with attacks, or a ready-made plan: standard, jasmin, diagnostics.")
+    ] = "standard",
+    trials: Annotated[str, typer.Option("--trials", help="front, all, or numbers: 1,5-8.")] = "front",
+    plan_name: Annotated[
+        str | None, typer.Option("--as", help="Name of the plan in the sweep; default: the file's.", show_default=False)
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="Judge these weights instead of a sweep's trials.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The checkpoint's timm model.", show_default=False)
+    ] = None,
+    storage: Storage = RUNS,
+    address: Address = None,
+    set_: Overrides = None,
+) -> None:
+    """Judge trained weights by a further attack plan: trials of a sweep, or any checkpoint.
+
+    A checkpoint becomes a sweep of one trial under NAME, by default the file's stem. Its images and the model's size
+    come from the sections data and model of the plan's file, or from --set data.name=cifar10 --set model.img_size=32.
+    """
+    if checkpoint is not None:
+        _evaluate_checkpoint(checkpoint, name, plan, model, storage, address, set_ or [])
+        return
+    from sweeps.config import parse_sweep
+    from sweeps.evaluate import add_plan, read_plan
+
+    if name is None or model is not None:
+        message = "name a sweep, or give --checkpoint with --model."
+        raise ConfigError([Problem((), message, source="evaluate")])
+    folder, ledger = _open(name, storage)
+    launched = parse_sweep(ledger.sweep().document, folder.config.name).attacks
+    ledger.close()
+    stem, section = read_plan(plan, launched, set_ or [])
+    added = add_plan(folder, plan_name or stem, section, trials, out, address=address)
+    out.print(f"{added.judged} images judged now, once for each attack; the rest was in the store.", highlight=False)
+    _show_plan(folder, added)
+    raise typer.Exit(130 if added.interrupted else int(bool(added.failed)))
+
+
+def _evaluate_checkpoint(
+    checkpoint: Path,
+    name: str | None,
+    plan: str,
+    model: str | None,
+    storage: Path,
+    address: str | None,
+    overrides: list[str],
+) -> None:
+    from sweeps.evaluate import checkpoint_document, import_sweep
+    from sweeps.folder import SweepFolder
+
+    folder = SweepFolder(storage.resolve(), name or checkpoint.stem)
+    document = checkpoint_document(checkpoint, plan, model, overrides)
+    import_sweep({**document, "name": folder.name}, checkpoint, folder, _print_line)
+    out.print(f"sweep [bold]{folder.name}[/bold] in {folder.root}", highlight=False)
+    _drive(folder, address, None)
+
+
+def _show_plan(folder: SweepFolder, added: Added) -> None:
+    from sweeps.ledger import Ledger
+    from sweeps.plan_table import plan_table
+    from sweeps.report import build_report
+    from sweeps.snapshot import Snapshot
+
+    ledger = Ledger.at(folder.ledger)
+    html, _ = build_report(ledger, folder)
+    out.print(plan_table(Snapshot.read(ledger), added.plan, added.trials))
+    out.print(f"report: {html}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(name: Name, number: Number, storage: Storage = RUNS) -> None:
+    """Replay the adversarial images that were kept for a trial: in the ball, in [0, 1], and misclassified?"""
+    with quick_imports():
+        from sweeps.records import LAUNCHED
+        from sweeps.verify import verify_trial
+
+    folder, ledger = _open(name, storage)
+    replayed = verify_trial(ledger, folder, number)
+    for stage, found in ((item.stage, item.found) for item in replayed):
+        if not (found.kept or found.without_image):
+            continue
+        where = f"{'' if stage.plan == LAUNCHED else stage.plan + ': '}{stage.attack} on {stage.split} images"
+        left = f"; {found.without_image} fallen images were not kept" if found.without_image else ""
+        out.print(
+            f"{where}: {found.kept} kept, {found.inside} in the ball and in [0, 1], {found.misclassified} misclassified"
+            f"{left}",
+            highlight=False,
+        )
+        if found.failed:
+            out.print(f"  [red]not confirmed:[/red] images {', '.join(map(str, found.failed))}", highlight=False)
+    bad = sum(len(item.found.failed) for item in replayed)
+    kept = sum(item.found.kept for item in replayed)
+    out.print(f"{kept - bad} of {kept} adversarial images confirmed", highlight=False)
+    raise typer.Exit(int(bool(bad)))
+
+
+@app.command()
+def compare(
+    name: Name,
+    first: Annotated[int, typer.Argument(help="A trial's number.", show_default=False, min=0)],
+    second: Annotated[int, typer.Argument(help="Another trial's number.", show_default=False, min=0)],
+    storage: Storage = RUNS,
+) -> None:
+    """Compare two trials attack by attack, image by image: what differs, and whether it may be chance."""
+    from sweeps.paired import render_comparison
+    from sweeps.snapshot import Snapshot
+
+    _, ledger = _open(name, storage)
+    out.print(render_comparison(Snapshot.read(ledger), first, second))
 
 
 @app.command()

@@ -44,9 +44,9 @@ def measured(
     }
 
 
-def not_measured(identity: str, reason: str, unit: str, command: str, *, at_most: float) -> Row:
+def not_measured(identity: str, reason: str, unit: str, command: str, *, at_most: float | None = None) -> Row:
     """Return the row of a figure that needs what this machine does not have; the reason stands in `peer`."""
-    target = f"<= {at_most:g}"
+    target = None if at_most is None else f"<= {at_most:g}"
     return {
         "id": identity,
         "value": None,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import attacks, steps
+from benchmarks import attacks, front, simulated, steps
 from benchmarks.rows import Row, measured
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +47,7 @@ def command_rows() -> Iterator[Row]:
 
 
 def main() -> None:
-    rows = [*command_rows(), *steps.rows(), *attacks.rows()]
+    rows = [*command_rows(), *steps.rows(), *attacks.rows(), *front.rows(), *simulated.rows()]
     RESULTS.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     sys.stdout.write(RESULTS.read_text())
 

@@ -12,7 +12,15 @@ from collections import Counter
 from typing import Literal
 
 Point = Literal[
-    "propose.commit", "train.start", "epochs.commit", "trained.commit", "stage.start", "stage.adopt", "mlflow.note"
+    "propose.commit",
+    "train.start",
+    "epochs.commit",
+    "trained.commit",
+    "stage.start",
+    "unit.write",
+    "unit.written",
+    "stage.adopt",
+    "mlflow.note",
 ]
 """Each names what has been done and not yet been committed when it is reached."""
 

@@ -1,114 +1,157 @@
 """The cascade: which attack stage to run next, and the job that runs it. Pure functions of what the ledger holds.
 
 The first validation stage is every trial's objective. Later ones run lazily and always on a trial that lies on the
-front of (clean, upper bound), so that the front equals that of full evaluation; test figures are for its members, once.
+front of (clean, upper bound), so that the front equals that of full evaluation; test figures and columns describe it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 from search_spaces.errors import ObjectiveMissing
-from sweeps.evaluation import StageJob
 from sweeps.folder import SweepFolder
 from sweeps.pareto import next_unsettled, spread
-from sweeps.records import Split, StageRecord, State, TrialRecord
+from sweeps.records import LAUNCHED, PlannedStage, Split, StageRecord, State, TrialRecord
+from sweeps.stage_job import StageJob
 from sweeps.summary import front_of, objective_values
 from trainables.config import TrialConfig
-
-if TYPE_CHECKING:
-    from sweeps.sections import AttackPlan, Stage
 
 
 class Target(NamedTuple):
     """A stage of a trial."""
 
     number: int
-    split: Split
-    position: int
-    """0-based, within the plan of that split."""
+    stage: PlannedStage
 
 
-def planned_stages(plan: AttackPlan, split: Split) -> tuple[Stage, ...]:
-    """Return the stages of a split, in order."""
-    if split == "validation":
-        return plan.stages
-    return plan.test.stages if plan.test is not None else ()
+@dataclass(frozen=True)
+class Standing:
+    """What has been planned and done so far."""
+
+    planned: Sequence[PlannedStage]
+    """Of the launched plan."""
+    objectives: Sequence[str]
+    trials: Sequence[TrialRecord]
+    """All of the sweep; only finished ones are looked at."""
+    stages: Sequence[StageRecord]
+    """All of the ledger. A trial with a failed stage gets no further one on that split."""
+    running: Sequence[Target]
+
+    @cached_property
+    def finished(self) -> list[TrialRecord]:
+        return [t for t in self.trials if t.state is State.FINISHED]
+
+    @cached_property
+    def _by_trial(self) -> Mapping[tuple[int, Split], list[StageRecord]]:
+        found: dict[tuple[int, Split], list[StageRecord]] = defaultdict(list)
+        for stage in self.stages:
+            if stage.plan == LAUNCHED:
+                found[stage.number, stage.split].append(stage)
+        return found
+
+    def chain(self, split: Split, *, cumulative: bool) -> list[PlannedStage]:
+        """Return the stages of a split's cascade, or its columns, in order."""
+        return [s for s in self.planned if s.split == split and s.cumulative == cumulative]
+
+    def next_in_cascade(self, number: int, split: Split) -> PlannedStage | None:
+        """Return the next stage of a trial's cascade; None if it is through, a stage failed, or one runs."""
+        had = [s for s in self.had(number, split) if s.cumulative]
+        chain = self.chain(split, cumulative=True)
+        if any(s.state == "failed" for s in had) or self._runs(number, chain) or is_through(chain, had):
+            return None
+        done = {s.position for s in had if s.state == "done"}
+        return next((s for s in chain if s.position not in done), None)
+
+    def next_column(self, number: int, split: Split) -> PlannedStage | None:
+        """Return a column of a trial that is not there and does not run."""
+        had = {s.position for s in self.had(number, split) if s.state != "running"}
+        chain = self.chain(split, cumulative=False)
+        return next((s for s in chain if s.position not in had and not self._runs(number, [s])), None)
+
+    def had(self, number: int, split: Split) -> list[StageRecord]:
+        """Return a trial's stages of the launched plan on a split."""
+        return self._by_trial.get((number, split), [])
+
+    def _runs(self, number: int, stages: Iterable[PlannedStage]) -> bool:
+        positions = {(s.split, s.position) for s in stages}
+        return any(t.number == number and (t.stage.split, t.stage.position) in positions for t in self.running)
 
 
-def next_target(
-    plan: AttackPlan,
-    objectives: Sequence[str],
-    trials: Sequence[TrialRecord],
-    stages: Sequence[StageRecord],
-    running: Sequence[Target],
-) -> Target | None:
+def is_through(chain: Iterable[PlannedStage], done: Iterable[StageRecord]) -> bool:
+    """Return whether a cascade is at its end: every stage has run, or one left nothing standing."""
+    ran = {s.position: s for s in done if s.state == "done"}
+    return all(s.position in ran for s in chain) or any(
+        ran[s.position].survivors == 0 for s in chain if s.position in ran
+    )
+
+
+def next_target(at: Standing, *, evaluate: Literal["front", "all"], test_trials: int, final: bool) -> Target | None:
     """Return the stage to run next once every trial has had its first one; None if nothing may start now.
 
     Args:
-        trials: all of the sweep; only finished ones are looked at.
-        stages: all of the ledger. A trial with a failed stage gets no further one on that split.
-        running: what runs already. The test waits until the front is settled.
+        evaluate: whom the later stages and the columns judge.
+        test_trials: at most so many members of the front are judged on test images.
+        final: whether all trials are in. Before that only the cascade runs, and what it finds on the front of the
+            trials so far.
     """
-    finished = [t for t in trials if t.state is State.FINISHED]
-    target = _next_on_validation(plan, objectives, finished, stages, running)
-    if target is not None or any(t.split == "validation" for t in running):
+    target = _next_on_validation(at, evaluate)
+    if target is not None or not final or any(t.stage.split == "validation" and t.stage.cumulative for t in at.running):
         return target
-    return _next_on_test(plan, objectives, finished, stages, running)
+    return _next_on_test(at, test_trials) or _next_column(at, evaluate, test_trials)
 
 
-def _next_on_validation(
-    plan: AttackPlan,
-    objectives: Sequence[str],
-    finished: Sequence[TrialRecord],
-    stages: Sequence[StageRecord],
-    running: Sequence[Target],
-) -> Target | None:
-    failed = {s.number for s in stages if s.split == "validation" and s.state == "failed"}
-    busy = {t.number for t in running if t.split == "validation"}
-    trials = [t for t in finished if t.number not in failed]
+def _next_on_validation(at: Standing, evaluate: Literal["front", "all"]) -> Target | None:
+    failed = {
+        s.number
+        for s in at.stages
+        if s.plan == LAUNCHED and s.split == "validation" and s.cumulative and s.state == "failed"
+    }
+    busy = {t.number for t in at.running if t.stage.split == "validation" and t.stage.cumulative}
+    trials = [t for t in at.finished if t.number not in failed]
     settled = [t.exact or t.number in busy for t in trials]
-    if plan.evaluate == "all":
+    if evaluate == "all":
         chosen = next((i for i, done in enumerate(settled) if not done), None)
     else:
-        chosen = next_unsettled([objective_values(t, objectives) or () for t in trials], settled)
+        chosen = next_unsettled([objective_values(t, at.objectives) or () for t in trials], settled)
     if chosen is None:
         return None
     number = trials[chosen].number
-    return Target(number, "validation", _done(stages, number, "validation"))
+    stage = at.next_in_cascade(number, "validation")
+    return None if stage is None else Target(number, stage)
 
 
-def _next_on_test(
-    plan: AttackPlan,
-    objectives: Sequence[str],
-    finished: Sequence[TrialRecord],
-    stages: Sequence[StageRecord],
-    running: Sequence[Target],
-) -> Target | None:
-    if plan.test is None:
-        return None
-    out = {s.number for s in stages if s.split == "test" and s.state == "failed"} | {t.number for t in running}
-    members = front_of(finished, objectives)
-    points = [objective_values(t, objectives) or () for t in members]
-    for number in (members[i].number for i in spread(points, plan.test.trials)):
-        position = _done(stages, number, "test")
-        if number not in out and position < len(plan.test.stages):
-            return Target(number, "test", position)
+def _next_on_test(at: Standing, test_trials: int) -> Target | None:
+    for number in _tested(at, test_trials):
+        stage = at.next_in_cascade(number, "test")
+        if stage is not None:
+            return Target(number, stage)
     return None
 
 
-def _done(stages: Iterable[StageRecord], number: int, split: Split) -> int:
-    return sum(s.number == number and s.split == split and s.state == "done" for s in stages)
+def _next_column(at: Standing, evaluate: Literal["front", "all"], test_trials: int) -> Target | None:
+    judged = at.finished if evaluate == "all" else front_of(at.finished, at.objectives)
+    wanted: list[tuple[int, Split]] = [(t.number, "validation") for t in judged]
+    wanted += [(number, "test") for number in _tested(at, test_trials)]
+    for number, split in wanted:
+        stage = at.next_column(number, split)
+        if stage is not None:
+            return Target(number, stage)
+    return None
+
+
+def _tested(at: Standing, limit: int) -> list[int]:
+    """Return the members of the front that are judged on test images: evenly along it."""
+    members = front_of(at.finished, at.objectives)
+    points = [objective_values(t, at.objectives) or () for t in members]
+    return [members[i].number for i in spread(points, limit)]
 
 
 def stage_job(
-    plan: AttackPlan,
-    target: Target,
-    trial: TrialRecord,
-    stages: Sequence[StageRecord],
-    folder: SweepFolder,
-    data_digest: str,
+    target: Target, trial: TrialRecord, stages: Sequence[StageRecord], folder: SweepFolder, data_digest: str
 ) -> StageJob:
     """Build the job of a stage.
 
@@ -117,25 +160,30 @@ def stage_job(
     """
     if trial.weights_digest is None:
         raise ObjectiveMissing(f"trial {trial.number} is {trial.state} and has no weights.")
-    stage = planned_stages(plan, target.split)[target.position]
-    before = [s.verdicts for s in stages if s.split == target.split and s.position == target.position - 1]
     config = TrialConfig.model_validate(trial.config)
     return StageJob(
         number=trial.number,
-        split=target.split,
-        position=target.position,
-        label=stage.label,
-        attack=stage.attack,
-        config=stage.config.plain(),
-        threat=plan.threat.plain(),
-        images=plan.test.images if target.split == "test" and plan.test is not None else plan.images,
-        batch_size=plan.batch_size,
-        seed=plan.seed,
+        stage=target.stage,
         trial_folder=str(folder.trial(trial.number)),
         verdict_folder=str(folder.verdicts),
         weights_digest=trial.weights_digest,
         data_digest=data_digest,
-        standing=tuple(bool(v) for v in before[0]) if before and before[0] is not None else None,
+        standing=left_standing(target.stage, stages),
         threads=config.threads,
         plugins=tuple(config.plugins),
     )
+
+
+def left_standing(stage: PlannedStage, stages: Iterable[StageRecord]) -> tuple[bool, ...] | None:
+    """Return what the stages before one in its cascade left standing; None if it is the first, or a column."""
+    before = [
+        s
+        for s in stages
+        if stage.cumulative
+        and s.cumulative
+        and (s.plan, s.split) == (stage.plan, stage.split)
+        and s.position < stage.position
+        and s.verdicts is not None
+    ]
+    last = max(before, key=lambda s: s.position, default=None)
+    return None if last is None or last.verdicts is None else tuple(bool(v) for v in last.verdicts)

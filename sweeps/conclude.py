@@ -7,6 +7,7 @@ from rich.console import Console
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.report import build_report
+from sweeps.snapshot import Snapshot
 from sweeps.summary import front_of, headline, sweep_state
 from sweeps.terminal import front_scatter, front_table, replicates_table
 from sweeps.tracking_ui import links
@@ -28,6 +29,11 @@ def conclude(folder: SweepFolder, console: Console) -> None:
         console.print()
     console.print(f"{folder.name}: {sweep_state(ledger)}, {headline(sweep, trials)}", highlight=False)
     print_line(console, "report", str(html))
+    if flagged := len(Snapshot.read(ledger).flags):
+        trials_have = f"{flagged} trial{'s have' if flagged > 1 else ' has'}"
+        print_line(
+            console, "flags", f"{trials_have} reasons not to trust the attacks: Warnings and flags in the report"
+        )
     print_tracking(console, folder, ledger)
     more = f" --trials {sweep.requested * 2}" if sweep.completed_at is not None else ""
     print_line(console, "more trials" if more else "to go on", folder.resume_command + more)

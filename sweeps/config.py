@@ -17,6 +17,7 @@ from typing import Any
 from search_spaces.domains import Domain, Scalar, Suggests
 from search_spaces.errors import ConfigError, Problem
 from search_spaces.space import Space
+from sweeps.attack_plan import fill_in
 from sweeps.differences import configuration_diff
 from sweeps.grid import Grid, build_grid
 from sweeps.known import Parameter, fix_params, list_parameters, searched_domains
@@ -147,10 +148,14 @@ def read_sweep(file: Path, overrides: Sequence[str] = (), scale: Scale | None = 
     from here on: a sweep may be resumed from elsewhere.
     """
     document, source = read_document(file)
+    chosen = [text for text in overrides if text.startswith("attacks.plan=")]
+    document, _ = apply_overrides(document, source, chosen)  # before the plan is written out, or the file's would win
+    document = _with_ready_made_plan(document)
     if scale is not None:
         document = shrink(document, scale, file.stem)
     document, source = apply_overrides(document, source, overrides)
-    return _build(_with_absolute_paths(document), source)
+    document = _with_ready_made_plan(document)
+    return _build(with_absolute_paths(document), source)
 
 
 def parse_sweep(document: Mapping[str, Any], source: str = "") -> SweepConfig:
@@ -162,10 +167,16 @@ def parse_sweep(document: Mapping[str, Any], source: str = "") -> SweepConfig:
         plain = json.loads(json.dumps(document, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ConfigError([Problem((), f"not plain data: {error}.", source=source)]) from error
-    return _build(plain, Source(source))
+    return _build(_with_ready_made_plan(plain), Source(source))
 
 
-def _with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
+def _with_ready_made_plan(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document with the attack plan that it names written out: what a sweep ran must not change later."""
+    return {**document, "attacks": fill_in(document["attacks"])} if "attacks" in document else document
+
+
+def with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document with its relative paths relative to the working directory no longer."""
     made = dict(document)
     if isinstance(document.get("data"), dict):
         made["data"] = {**_default_root(document["data"].get("name")), **document["data"]}

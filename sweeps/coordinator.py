@@ -6,23 +6,25 @@ poll the evaluations. Every decision is committed to the ledger before it is act
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from search_spaces.errors import ObjectiveMissing
 from search_spaces.faults import reach
-from sweeps.cascade import Target, next_target, planned_stages, stage_job
-from sweeps.evaluation import EvaluationPool, StageJob, read_verdicts
+from sweeps.cascade import Standing, Target, is_through, next_target, stage_job
+from sweeps.evaluation import EvaluationPool
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
-from sweeps.records import State
+from sweeps.records import LAUNCHED, PlannedStage, StageRecord, State
+from sweeps.stage_job import StageJob, StageOutcome, started
 from sweeps.study import SearchStudy
 from trainables.tune import Report, TrainingJob, write_token
 
 if TYPE_CHECKING:
-    from sweeps.config import AttackPlan, SweepConfig
+    from sweeps.config import SweepConfig
 
 DETERMINISTIC = ("nan", "checkpoint")
 """Failures that another attempt of the same configuration and seed would only repeat."""
@@ -65,6 +67,7 @@ class Coordinator:
         self.pool: EvaluationPool | None = None
         self._say = say
         self._sweep = ledger.sweep()
+        self._planned = [stage for stage in self._sweep.planned_stages if stage.plan == LAUNCHED]
         trials = ledger.trials()
         self.study = SearchStudy(config, trials, ledger.stages())
         self._proposed = len(trials)
@@ -72,6 +75,7 @@ class Coordinator:
         self._to_judge = deque(t.number for t in trials if t.state in (State.TRAINED, State.EVALUATING))
         self._training: dict[int, str] = {}
         self._unsettled = True
+        self._final = False
         self.kept = Kept(
             finished=sum(t.state in (State.FINISHED, State.STOPPED) for t in trials),
             continuing=tuple((t.number, t.epochs) for t in trials if t.number in self._to_train),
@@ -166,67 +170,65 @@ class Coordinator:
         return bool(self._to_judge or (self.pool is not None and self.pool.busy))
 
     def poll(self) -> bool:
-        """Adopt the stages that ended and start first stages while the pool has room; returns whether any ended."""
+        """Adopt the stages that ended and start first stages, ahead of all that waits; returns whether any ended."""
         ended = self.pool.done() if self.pool is not None else []
-        for job, error in ended:
-            self._adopt(job, error)
+        for job, outcome in ended:
+            self._adopt(job, outcome)
             self._unsettled = True
-        while self._to_judge and (self.config.attacks is None or (self.pool is not None and self.pool.free)):
+        while self._to_judge and (self.config.attacks is None or (self.pool and self.pool.takes_first_stages)):
             number = self._to_judge.popleft()
             if self.config.attacks is None:
                 self.ledger.finish_without_attack(number)
                 self._tell(number)
             else:
-                self._judge(Target(number, "validation", 0))
+                self._judge(Target(number, self._planned[0]))
         return bool(ended)
 
-    def poll_dear_stages(self) -> bool:
-        """Start later validation stages, then the test of the front; returns whether any of it still runs.
+    def poll_later_stages(self, *, final: bool) -> bool:
+        """Start later stages wherever no first stage waits and the pool has room; returns whether any stage runs.
 
-        Call when no first stage is left.
+        Args: final: whether all trainings are over, so that test images and columns may have their turn too.
         """
         plan = self.config.attacks
         if plan is None or self.pool is None:
             return False
-        if self._unsettled:
-            while self.pool.free and (target := self._next_target(plan)) is not None:
+        if final and not self._final:  # more stages may run, and more at once
+            self._final = self._unsettled = True
+        if self._unsettled and not self._to_judge:
+            while self.pool.free and (target := self._next_target(final)) is not None:
                 self._judge(target)
             self._unsettled = False  # until something ends, the answer stays the same
         return self.pool.busy
 
-    def _next_target(self, plan: AttackPlan) -> Target | None:
-        running = [Target(j.number, j.split, j.position) for j in self.pool.running] if self.pool is not None else []
-        return next_target(plan, self.config.objectives, self.ledger.trials(), self.ledger.stages(), running)
+    def _next_target(self, final: bool) -> Target | None:
+        plan = self.config.attacks
+        assert plan is not None
+        assert self.pool is not None
+        running = [Target(job.number, job.stage) for job in self.pool.running]
+        at = Standing(self._planned, self.config.objectives, self.ledger.trials(), self.ledger.stages(), running)
+        tested = plan.test.trials if plan.test is not None else 0
+        return next_target(at, evaluate=plan.evaluate, test_trials=tested, final=final)
 
     def _judge(self, target: Target) -> None:
         assert self.pool is not None
-        assert self.config.attacks is not None
         trial, stages = self.ledger.trial(target.number), self.ledger.stages(target.number)
-        job = stage_job(self.config.attacks, target, trial, stages, self.folder, self._sweep.data_digest)
-        self.ledger.start_stage(job.record())
+        job = stage_job(target, trial, stages, self.folder, self._sweep.data_digest)
+        self.ledger.start_stage(started(job, time.time()))
         reach("stage.start")
         self.pool.submit(job)
 
-    def _adopt(self, job: StageJob, error: str | None) -> None:
-        plan = self.config.attacks
-        assert plan is not None
-        try:
-            verdicts = read_verdicts(job) if error is None else None
-        except ObjectiveMissing as missing:
-            verdicts, error = None, str(missing)
+    def _adopt(self, job: StageJob, outcome: StageOutcome | str) -> None:
         reach("stage.adopt")
-        first = job.split == "validation" and job.position == 0
-        if verdicts is None:
-            self.ledger.fail_stage(job.record(), error or "unknown")
-            self._say(f"trial {job.number}: {job.label} on {job.split} images failed. `report` says why")
-        else:
-            exact = job.position + 1 == len(planned_stages(plan, job.split))
-            self.ledger.finish_stage(verdicts.record, exact=exact, split_clean_acc=verdicts.split_clean_acc)
-        if first:
+        stage = job.stage
+        is_objective = stage.split == "validation" and stage.position == 0
+        adopt(self.ledger, self._planned, job, outcome)
+        if is_objective:
             self._tell(job.number)
-        elif verdicts is not None:
-            accuracy = verdicts.record.accuracy
-            self._say(f"trial {job.number}: {accuracy:.3f} stand after {job.label} on {job.split} images")
+        elif isinstance(outcome, str):
+            self._say(f"trial {job.number}: {stage.label} on {stage.split} images failed. `report` says why")
+        elif is_last_of_column(self._planned, stage):
+            left = f"{outcome.record.accuracy:.3f} stand after {stage.column} on {stage.split} images"
+            self._say(f"trial {job.number}: {left}")
 
     def _tell(self, number: int) -> None:
         trial = self.ledger.trial(number)
@@ -236,3 +238,23 @@ class Coordinator:
             count = self.ledger.counts()[State.FINISHED]
             clean = f"clean {trial.clean_acc:.3f}{robust}"
             self._say(f"trial {number} ({trial.label}) finished: {clean}  [{count} of {self._sweep.requested}]")
+
+
+def is_last_of_column(planned: Sequence[PlannedStage], stage: PlannedStage) -> bool:
+    """Return whether a stage is the last part of its attack. Args: planned: all stages of its plan."""
+    return stage.position == max(s.position for s in planned if (s.split, s.column) == (stage.split, stage.column))
+
+
+def adopt(
+    ledger: Ledger, planned: Sequence[PlannedStage], job: StageJob, outcome: StageOutcome | str
+) -> StageRecord | None:
+    """Commit how a stage ended; returns its record, None if it failed. Args: planned: all stages of its plan."""
+    if isinstance(outcome, str):
+        ledger.fail_stage(started(job, time.time()), outcome)
+        return None
+    record = outcome.record
+    chain = [s for s in planned if s.split == record.split and s.cumulative]
+    had = [s for s in ledger.stages(record.number) if (s.plan, s.split) == (record.plan, record.split)]
+    exact = record.cumulative and is_through(chain, [*had, record])
+    ledger.finish_stage(record, exact=exact, split_clean_acc=outcome.split_clean_acc)
+    return record

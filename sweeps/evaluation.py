@@ -1,138 +1,35 @@
-"""Attack evaluation as work of its own: one Ray task per (trial, split, stage), on a share that no trial can take.
+"""Attack evaluation as work of its own: Ray tasks on a share that no trial can take.
 
-The task writes its verdicts to a file named by the digest of what it judged, before it returns; the driver adopts the
-file into the ledger. What was finished but not adopted when a driver died is adopted by the next one, not run again.
+A stage is cut into shards by images, one Ray task each. The shards of first stages come before all others, because the
+search waits for them; a shard that runs is never stopped for another, so that what came first ends first among equals.
+A task that is lost with its worker runs again and finds what it had judged in the store.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
+import heapq
+import itertools
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
-from zipfile import BadZipFile
-
-import numpy as np
-from numpy.typing import NDArray
 
 from cluster.resources import Shares
-from search_spaces.config import digest_of
-from search_spaces.errors import ObjectiveMissing, SweepError
+from search_spaces.errors import SweepError
 from search_spaces.imports import quick_imports
-from sweeps.records import Split, StageRecord
+from sweeps.stage_job import ShardResult, StageJob, StageOutcome, assemble, judge_shard
 
-
-@dataclass(frozen=True)
-class StageJob:
-    """One attack on one trial's images, complete: a worker needs nothing else."""
-
-    number: int
-    split: Split
-    position: int
-    label: str
-    """The stage's name in the plan."""
-    attack: str
-    """Key of the attack."""
-    config: Mapping[str, Any]
-    """The attack's configuration."""
-    threat: Mapping[str, Any]
-    """Threat.plain(): norm and epsilon."""
-    images: int | None
-    """How many images of the split, balanced over the classes; None is all."""
-    batch_size: int
-    seed: int
-    trial_folder: str
-    verdict_folder: str
-    weights_digest: str
-    data_digest: str
-    standing: tuple[bool, ...] | None = None
-    """Verdicts of the stage before: only these images are attacked. None for a first stage."""
-    threads: int = 1
-    plugins: tuple[str, ...] = ()
-
-    @property
-    def digest(self) -> str:
-        """Name what is judged: weights, images, attack, seed, and what earlier stages left."""
-        parts = asdict(self)
-        names = ("attack", "config", "threat", "images", "seed", "split", "weights_digest", "data_digest", "standing")
-        return digest_of({name: parts[name] for name in names})
-
-    @property
-    def verdict_file(self) -> Path:
-        return Path(self.verdict_folder) / f"{self.digest}.npz"
-
-    def record(self) -> StageRecord:
-        """Return the stage as the ledger first knows it."""
-        config = {**self.config, **self.threat}
-        return StageRecord(
-            self.number, self.split, self.position, self.label, config, self.digest, "running", time.time()
-        )
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """What a finished stage left in its file."""
-
-    record: StageRecord
-    split_clean_acc: float | None
-    """Clean accuracy on the whole split; measured with the first stage on test images only."""
-
-
-def judge_stage(job: StageJob) -> None:
-    """Run a stage and write its verdict file, unless a good one is there already. Runs in a worker."""
-    if _is_judged(job):
-        return
-    with quick_imports():
-        import torch
-
-        from trainables.attack import Threat, find_attack
-        from trainables.config import attack_config_type
-        from trainables.dataset import balanced_subset
-        from trainables.registry import load_plugins
-        from trainables.training import default_device, load_final
-        from trainables.verdicts import clean_correct, judge
-
-    torch.set_num_threads(job.threads)
-    load_plugins(job.plugins)
-    device = default_device()
-    model, splits, meta = load_final(Path(job.trial_folder), device=device)
-    if meta["weights_digest"] != job.weights_digest or splits.digest() != job.data_digest:
-        raise ObjectiveMissing(f"trial {job.number}: weights or images are not those that the ledger knows.")
-    images = splits.validation if job.split == "validation" else splits.test
-    everything = torch.arange(len(images.labels))
-    ids = balanced_subset(images.labels, everything, job.images, torch.Generator().manual_seed(job.seed))
-    attack = find_attack(job.attack, attack_config_type(job.attack).model_validate(job.config), Threat(**job.threat))
-    standing = torch.ones(len(ids), dtype=torch.bool) if job.standing is None else torch.tensor(job.standing)
-    verdict = judge(model, attack, images, ids[standing], seed=job.seed, batch_size=job.batch_size, device=device)
-    correct = standing.clone()
-    correct[standing] = verdict.correct
-    split_clean_acc = None
-    if job.split == "test" and job.position == 0:
-        split_clean_acc = float(clean_correct(model, images, everything, job.batch_size, device).double().mean())
-    _write_verdicts(
-        job,
-        correct.numpy(),
-        {
-            "clean_correct": int(verdict.clean.sum()) if job.standing is None else None,
-            "split_clean_acc": split_clean_acc,
-            "warnings": list(verdict.warnings),
-            "forwards": verdict.forward_images,
-            "backwards": verdict.backward_images,
-            "seconds": verdict.seconds,
-        },
-    )
+LOST_WORKERS = 3
+"""How often a shard whose worker died is started again before its stage has failed (our choice)."""
 
 
 def warm_up(attacks: Sequence[str]) -> None:
     """Import what stages with these attacks need, which takes seconds. Runs in a worker."""
     with quick_imports():
-        import trainables.training
-        import trainables.verdicts  # noqa: F401
+        import trainables.assessment
+        import trainables.training  # noqa: F401
         from trainables.registry import find
 
         for attack in attacks:
@@ -140,53 +37,35 @@ def warm_up(attacks: Sequence[str]) -> None:
                 find("attacks", attack)
 
 
-def _is_judged(job: StageJob) -> bool:
-    try:
-        read_verdicts(job)
-    except ObjectiveMissing:
-        return False
-    return True
+@dataclass
+class _Running:
+    """A stage of which not every shard is back."""
 
-
-def _write_verdicts(job: StageJob, correct: NDArray[np.bool_], facts: Mapping[str, Any]) -> None:
-    """Write the verdict file atomically and durably."""
-    target = job.verdict_file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}-{os.getpid()}.npz")
-    with temporary.open("wb") as file:
-        np.savez(file, correct=correct, facts=np.array(json.dumps(facts)))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
-
-
-def read_verdicts(job: StageJob) -> Verdicts:
-    """Read a stage's verdict file; ObjectiveMissing if it is not there or not whole."""
-    try:
-        with job.verdict_file.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            correct: NDArray[np.bool_] = file["correct"]
-            facts = json.loads(str(file["facts"]))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise ObjectiveMissing(f"trial {job.number}: no verdicts in {job.verdict_file} ({error}).") from error
-    split_clean_acc = facts.pop("split_clean_acc")
-    facts["warnings"] = tuple(facts["warnings"])
-    done = replace(
-        job.record(), state="done", images=len(correct), survivors=int(correct.sum()), verdicts=correct, **facts
-    )
-    return Verdicts(done, split_clean_acc)
+    job: StageJob
+    started_at: float
+    missing: int
+    results: list[ShardResult] = field(default_factory=list)
+    error: str | None = None
 
 
 class EvaluationPool:
-    """Runs stages as Ray tasks. While trials train it keeps to its reserved share; `use_everything` lifts that."""
+    """Runs stages. While trials train it keeps to its reserved share; `use_everything` lifts that."""
 
     def __init__(self, shares: Shares, attacks: Sequence[str] = ()) -> None:
         """Args: attacks: keys of those to expect; the workers import them while the first trials train."""
         import ray
         from ray.util.placement_group import placement_group
 
+        from trainables.verdicts import PACKED_BATCHES
+
         self._shares = shares
         self.capacity = shares.evaluation_workers
-        self._running: dict[Any, StageJob] = {}
+        self._packed = PACKED_BATCHES
+        self._stages: dict[int, _Running] = {}
+        self._keys = itertools.count()
+        self._waiting: list[tuple[int, int, int, int, int]] = []
+        """A heap of (priority, order, key of the stage, shard, shards)."""
+        self._tasks: dict[Any, int] = {}
         bundle = {"CPU": shares.evaluation_cpus, "GPU": shares.evaluation_gpus}
         bundle = {name: amount for name, amount in bundle.items() if amount}
         self._reserved: Any = placement_group([bundle] * self.capacity, strategy="SPREAD")
@@ -198,24 +77,87 @@ class EvaluationPool:
 
     @property
     def free(self) -> int:
-        """How many more stages may be submitted now."""
-        return self.capacity - len(self._running)
+        """How many more shards could run at once."""
+        return max(0, self.capacity - len(self._tasks) - len(self._waiting))
+
+    @property
+    def takes_first_stages(self) -> bool:
+        """Whether a first stage would be the next to start: none waits already; whatever else waits stands behind."""
+        return not self._waiting or self._waiting[0][0] > 0
 
     @property
     def busy(self) -> bool:
-        return bool(self._running)
+        return bool(self._stages)
 
     @property
     def running(self) -> list[StageJob]:
-        """The stages that run now."""
-        return list(self._running.values())
+        """The stages that have been submitted and are not done."""
+        return [stage.job for stage in self._stages.values()]
 
     def submit(self, job: StageJob) -> None:
-        """Start a stage; `done` will name it once."""
+        """Start a stage as soon as there is room; `done` will name it once."""
+        shards = job.shards(self.capacity, self._packed * job.stage.batch_size) if job.attacked else 0
+        key = next(self._keys)
+        self._stages[key] = _Running(job, time.time(), missing=shards)
+        for shard in range(shards):
+            heapq.heappush(self._waiting, (priority(job), next(self._keys), key, shard, shards))
+        self._start()
+
+    def done(self) -> list[tuple[StageJob, StageOutcome | str]]:
+        """Return the stages that ended since the last call, each with its outcome, or its traceback if it failed."""
         import ray
 
-        task = ray.remote(max_retries=1, **self._options())(judge_stage)
-        self._running[task.remote(job)] = job
+        tasks = list(self._tasks)
+        ready, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0) if tasks else ([], [])
+        for reference in ready:
+            stage = self._stages[self._tasks.pop(reference)]
+            stage.missing -= 1
+            try:
+                stage.results.append(ray.get(reference))
+            except Exception:  # the evaluation's boundary: whatever it was becomes a recorded failure
+                stage.error = stage.error or traceback.format_exc()
+        ended = []
+        for key, stage in list(self._stages.items()):
+            if stage.error is not None:  # its other shards may end, and are in the store for another try
+                stage.missing -= self._drop(key)
+            if stage.missing == 0:
+                del self._stages[key]
+                outcome = assemble(stage.job, stage.results, stage.started_at) if stage.error is None else stage.error
+                ended.append((stage.job, outcome))
+        self._start()
+        return ended
+
+    def use_everything(self) -> None:
+        """Training is over: run as many shards at once as fit where the trials were."""
+        self._reserved = None  # the group itself stays until Ray ends: what runs in it must not be killed
+        self.capacity = self._shares.draining_workers
+        self._start()
+
+    def cancel(self) -> None:
+        """Kill what is running; nothing is adopted any more."""
+        import ray
+
+        for reference in self._tasks:
+            ray.cancel(reference, force=True)
+        self._tasks.clear()
+        self._waiting.clear()
+        self._stages.clear()
+
+    def _start(self) -> None:
+        import ray
+
+        while self._waiting and len(self._tasks) < self.capacity:
+            _, _, key, shard, shards = heapq.heappop(self._waiting)
+            task = ray.remote(max_retries=LOST_WORKERS, **self._options())(judge_shard)
+            self._tasks[task.remote(self._stages[key].job, shard, shards)] = key
+
+    def _drop(self, key: int) -> int:
+        """Forget the shards of a stage that have not started; returns how many they were."""
+        kept = [entry for entry in self._waiting if entry[2] != key]
+        dropped = len(self._waiting) - len(kept)
+        heapq.heapify(kept)
+        self._waiting = kept
+        return dropped
 
     def _options(self) -> dict[str, Any]:
         """Return what Ray needs to know about a task: its share, and where that is reserved."""
@@ -226,32 +168,10 @@ class EvaluationPool:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._reserved)
         return options
 
-    def done(self) -> list[tuple[StageJob, str | None]]:
-        """Return the stages that ended since the last call, each with its traceback if it failed."""
-        import ray
 
-        ready, _ = (
-            ray.wait(list(self._running), num_returns=len(self._running), timeout=0) if self._running else ([], [])
-        )
-        ended = []
-        for reference in ready:
-            error = None
-            try:
-                ray.get(reference)
-            except Exception:  # the evaluation's boundary: whatever it was becomes a recorded failure
-                error = traceback.format_exc()
-            ended.append((self._running.pop(reference), error))
-        return ended
-
-    def use_everything(self) -> None:
-        """Training is over: run as many stages at once as fit where the trials were."""
-        self._reserved = None  # the group itself stays until Ray ends: what runs in it must not be killed
-        self.capacity = self._shares.draining_workers
-
-    def cancel(self) -> None:
-        """Kill what is running; nothing is adopted any more."""
-        import ray
-
-        for reference in self._running:
-            ray.cancel(reference, force=True)
-        self._running.clear()
+def priority(job: StageJob) -> int:
+    """Return the rank of a stage: 0 what the search waits for, 1 what may move the front, 2 what only describes it."""
+    stage = job.stage
+    if stage.split == "validation" and stage.cumulative:
+        return 0 if stage.position == 0 else 1
+    return 2

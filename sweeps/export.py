@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import SweepError
+from sweeps.columns import Cell, Column
+from sweeps.costs import Cost
 from sweeps.ledger import Ledger
-from sweeps.records import StageRecord, TrialRecord
+from sweeps.records import TrialRecord
 from sweeps.snapshot import Snapshot, flatten, last_line
 from sweeps.summary import public_trial, robust_interval, sweep_state
+from sweeps.trust import count_mismatches
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 def export_json(ledger: Ledger) -> dict[str, Any]:
     """Return everything but curves and verdicts as JSON-ready data; its keys are stable."""
     snapshot = Snapshot.read(ledger)
-    sweep = snapshot.sweep
+    sweep, cost = snapshot.sweep, sum(snapshot.costs.values(), Cost())
     return {
         "sweep": {
             "id": sweep.id,
@@ -32,16 +35,52 @@ def export_json(ledger: Ledger) -> dict[str, Any]:
             "completed_at": sweep.completed_at,
             "requested": sweep.requested,
             "objectives": list(sweep.objectives),
-            "planned_stages": list(sweep.planned_stages),
+            "planned_stages": [asdict(stage) | {"passes": _list(stage.passes)} for stage in sweep.planned_stages],
             "front": [t.number for t in snapshot.front],
             "front_settled": snapshot.is_settled(),
+            "cost": {**cost.public(), "share": cost.share},
             "data_digest": sweep.data_digest,
             "document": dict(sweep.document),
             "environment": dict(sweep.environment),
         },
-        "trials": [public_trial(t, snapshot.stages_of(t)) for t in snapshot.trials],
+        "trials": [_trial(snapshot, t) for t in snapshot.trials],
         "replicates": [replicates.public() for replicates in snapshot.replicates],
     }
+
+
+def _trial(snapshot: Snapshot, trial: TrialRecord) -> dict[str, Any]:
+    stages = snapshot.stages_of(trial)
+    mismatches, attacked = count_mismatches(stages)
+    return {
+        **public_trial(trial, stages),
+        "test_exact": snapshot.is_test_exact(trial),
+        "columns": [_column(c, cell) for c, cell in zip(snapshot.columns, snapshot.cells(trial), strict=True)],
+        "flags": [flag._asdict() for flag in snapshot.flags.get(trial.number, ())],
+        "mismatches": {"images": mismatches, "attacked": attacked},
+        "cost": snapshot.costs[trial.number].public(),
+    }
+
+
+def _column(column: Column, cell: Cell) -> dict[str, Any]:
+    low, high = cell.interval or (None, None)
+    return {
+        "split": column.split,
+        "plan": column.plan,
+        "column": column.name,
+        "threat": column.threat,
+        "accuracy": cell.accuracy,
+        "exact": cell.exact,
+        "images": cell.images,
+        "survivors": cell.survivors,
+        "low": low,
+        "high": high,
+        "done": cell.done,
+        "planned": cell.planned,
+    }
+
+
+def _list(values: tuple[int, int] | None) -> list[int] | None:
+    return None if values is None else list(values)
 
 
 def export_csv(ledger: Ledger) -> str:
@@ -73,24 +112,26 @@ def _csv_row(snapshot: Snapshot, trial: TrialRecord) -> dict[str, Any]:
         "front": trial.number in snapshot.on_front,
         "test_clean_acc": trial.test_clean_acc,
         "test_robust_acc": trial.test_robust_acc,
-        **_csv_stages(snapshot, stages),
+        "test_exact": snapshot.is_test_exact(trial) if trial.test_robust_acc is not None else None,
+        **_csv_columns(snapshot, trial),
         "epochs": trial.epochs,
         "attempts": trial.attempts,
         "train_seconds": trial.train_seconds,
         "attack_seconds": sum(s.seconds or 0.0 for s in stages),
+        **snapshot.costs[trial.number].public(),
+        "flags": " ".join(flag.code for flag in snapshot.flags.get(trial.number, ())) or None,
         "error_kind": trial.error_kind,
         "error": last_line(trial.error) or None,
         **flatten(trial.config, "config."),
     }
 
 
-def _csv_stages(snapshot: Snapshot, stages: Sequence[StageRecord]) -> dict[str, Any]:
-    found = {(s.split, s.position): s for s in stages}
+def _csv_columns(snapshot: Snapshot, trial: TrialRecord) -> dict[str, Any]:
     cells: dict[str, Any] = {}
-    for split, position, label in snapshot.stage_columns:
-        stage = found.get((split, position))
-        cells[f"{split}.{label}.images"] = stage and stage.images
-        cells[f"{split}.{label}.survivors"] = stage and stage.survivors
+    for column, cell in zip(snapshot.columns, snapshot.cells(trial), strict=True):
+        cells[f"{column.key}.images"] = cell.images
+        cells[f"{column.key}.survivors"] = cell.survivors
+        cells[f"{column.key}.exact"] = cell.exact if cell.survivors is not None else None
     return cells
 
 
@@ -125,7 +166,7 @@ def _fill(study: Study, snapshot: Snapshot) -> None:
 
     study.set_user_attr("sweep.id", snapshot.sweep.id)
     for trial in snapshot.trials:
-        first = next(iter(snapshot.stages_of(trial, "validation")), None)
+        first = next((s for s in snapshot.stages_of(trial, "validation") if s.position == 0), None)
         told = told_values(trial, first, snapshot.sweep.objectives)
         study.add_trial(frozen_trial(trial, told, _attributes(trial)))
 

@@ -64,7 +64,7 @@ def _hover(snapshot: Snapshot, trial: TrialRecord, drawn: str) -> str:
     lines = [f"<b>trial {trial.number}</b> · {escape(trial.label)}", escape(drawn).replace(" ", "<br>")]
     lines += [f"clean {accuracy(trial.clean_acc)}", f"robust {snapshot.robust(trial)} {exactness(trial)}"]
     if trial.test_robust_acc is not None:
-        lines.append(f"test: clean {accuracy(trial.test_clean_acc)}, robust {accuracy(trial.test_robust_acc)}")
+        lines.append(f"test: clean {accuracy(trial.test_clean_acc)}, robust {snapshot.test_robust(trial)}")
     return "<br>".join(lines)
 
 

@@ -10,17 +10,18 @@ import torch
 
 from search_spaces.domains import thin
 from search_spaces.errors import ConfigError
+from sweeps.attack_plan import planned_stages
 from sweeps.config import SweepConfig
 from sweeps.prefetch import check_fit, to_fetch
+from sweeps.records import PlannedStage, Split
 from sweeps.rules import MAX_MODELS, data_problems
-from sweeps.sections import Stage
+from trainables.attack import Threat
 from trainables.attacks.pgd import Pgd
 from trainables.checkpoint import KEPT
 from trainables.config import ModelConfig, MonitorConfig, TrainingConfig
 from trainables.dataset import Splits, outline_splits
 from trainables.monitor import pgd_of
 from trainables.recipe import steps_per_epoch
-from trainables.registry import find
 from trainables.vit import build_model, model_facts
 
 BYTES_PER_WEIGHT = 4
@@ -76,13 +77,15 @@ class DataFigures:
 
 @dataclass(frozen=True)
 class StageFigures:
-    """One attack stage."""
+    """One attack, or of one that is made of parts the first, or the others."""
 
     label: str
     images: int
     passes: Range | None
     """Forward passes for one trial, a backward pass counted as two: from every image falling at once to every image
     withstanding; None if the attack does not say."""
+    parts: int
+    threat: Threat
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ def describe(config: SweepConfig) -> Plan:
     model = _model_figures(config, splits)
     trainings = list(config.training.discrete_corners())
     epochs = Range.over(t.epochs for t in trainings)
-    plan, test = config.attacks, config.attacks and config.attacks.test
+    sizes = {"validation": len(splits.validation.labels), "test": len(splits.test.labels)}
+    planned = planned_stages(config.attacks, splits.num_classes, sizes) if config.attacks is not None else ()
     return Plan(
         config=config,
         to_fetch=tuple(missing),
@@ -135,8 +139,8 @@ def describe(config: SweepConfig) -> Plan:
         epochs=epochs,
         steps=Range.over(t.epochs * steps_per_epoch(len(splits.train.labels), t) for t in trainings),
         image_passes=epochs.scaled(len(splits.train.labels) * config.trials),
-        stages=_stage_figures(plan.stages, plan.images, len(splits.validation.labels), splits) if plan else (),
-        test_stages=_stage_figures(test.stages, test.images, len(splits.test.labels), splits) if test else (),
+        stages=_stage_figures(planned, "validation"),
+        test_stages=_stage_figures(planned, "test"),
         monitor_passes=_monitor_passes(config.monitor, trainings, splits),
         checkpoint_bytes=_checkpoint_bytes(model.parameters, trainings),
         final_bytes=model.parameters.scaled(BYTES_PER_WEIGHT * config.trials),
@@ -187,15 +191,24 @@ def _count_parameters(config: ModelConfig, splits: Splits) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _stage_figures(
-    stages: Sequence[Stage], wanted: int | None, available: int, splits: Splits
-) -> tuple[StageFigures, ...]:
-    images = available if wanted is None else min(wanted, available)
-    figures = []
-    for stage in stages:
-        each = find("attacks", stage.attack).passes(stage.config, splits.num_classes)
-        figures.append(StageFigures(stage.label, images, None if each is None else Range(*each).scaled(images)))
-    return tuple(figures)
+def _stage_figures(planned: Sequence[PlannedStage], split: Split) -> tuple[StageFigures, ...]:
+    """Add up the parts of every attack; the part that judges every trial stands for itself."""
+    groups: dict[str, list[PlannedStage]] = {}
+    for stage in planned:
+        if stage.split == split:
+            is_objective = split == "validation" and stage.position == 0
+            groups.setdefault(stage.label if is_objective else stage.column, []).append(stage)
+    return tuple(_figures_of(stages) for stages in groups.values())
+
+
+def _figures_of(stages: Sequence[PlannedStage]) -> StageFigures:
+    """Return the figures of an attack's parts: an image that falls to the first one costs no other."""
+    first = stages[0]
+    each = [stage.passes for stage in stages if stage.passes is not None]
+    known = len(each) == len(stages)
+    passes = Range(each[0][0], sum(most for _, most in each)).scaled(first.images) if known else None
+    label = first.column if len(stages) > 1 else first.label
+    return StageFigures(label, first.images, passes, len(stages), Threat(**first.threat))
 
 
 def _monitor_passes(monitor: MonitorConfig, trainings: Sequence[TrainingConfig], splits: Splits) -> Range | None:

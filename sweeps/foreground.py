@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from search_spaces.errors import ConfigError, Problem
+from sweeps.attack_plan import planned_stages
+from sweeps.cascade import left_standing
 from sweeps.config import AttackPlan, SweepConfig
-from sweeps.evaluation import StageJob, judge_stage, read_verdicts
 from sweeps.records import StageRecord
+from sweeps.stage_job import StageJob, judge_here
 from trainables.config import TrialConfig
 
 
@@ -21,11 +24,12 @@ class ForegroundResult:
     clean_acc: float
     weights_digest: str
     stages: tuple[StageRecord, ...]
-    """All validation stages of the plan, in order."""
+    """All validation stages of the plan, in order; once nothing stands, the rest of the cascade is left out."""
 
     @property
     def robust_acc(self) -> float | None:
-        return self.stages[-1].accuracy if self.stages else None
+        cascade = [stage for stage in self.stages if stage.cumulative]
+        return cascade[-1].accuracy if cascade else None
 
 
 def pinned_trial(config: SweepConfig, method: str | None) -> TrialConfig:
@@ -81,29 +85,22 @@ def _run(
     say(f"trained: clean {outcome.clean_acc:.4f}")
     splits = find_splits(trial)
     stages: list[StageRecord] = []
-    for position, stage in enumerate(plan.stages if plan is not None else ()):
-        assert plan is not None
-        before = stages[-1].verdicts if stages else None
+    sizes = {"validation": len(splits.validation.labels), "test": len(splits.test.labels)}
+    planned = planned_stages(plan, splits.num_classes, sizes) if plan is not None else ()
+    for stage in (s for s in planned if s.split == "validation"):
+        if stage.cumulative and stages and stages[-1].survivors == 0:
+            continue
         job = StageJob(
             number=0,
-            split="validation",
-            position=position,
-            label=stage.label,
-            attack=stage.attack,
-            config=stage.config.plain(),
-            threat=plan.threat.plain(),
-            images=plan.images,
-            batch_size=plan.batch_size,
-            seed=plan.seed,
+            stage=stage,
             trial_folder=str(folder),
             verdict_folder=str(folder / "verdicts"),
             weights_digest=outcome.weights_digest,
             data_digest=splits.digest(),
-            standing=None if before is None else tuple(bool(v) for v in before),
+            standing=left_standing(stage, stages),
             threads=trial.threads,
             plugins=trial.plugins,
         )
-        judge_stage(job)
-        stages.append(read_verdicts(job).record)
+        stages.append(judge_here(job, time.time()).record)
         say(f"{stage.label}: {stages[-1].accuracy:.4f} of {stages[-1].images} validation images stand")
     return ForegroundResult(outcome.clean_acc, outcome.weights_digest, tuple(stages))

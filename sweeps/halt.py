@@ -10,5 +10,9 @@ class Halt:
         self.requested = False
         self.error: str | None = None
 
+    def lose(self) -> None:
+        """Note that the lease is another's."""
+        self.error = "another driver has taken over this sweep's lease; this one writes nothing more."
+
     def __bool__(self) -> bool:
         return self.requested or self.error is not None

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,21 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from search_spaces.errors import IllegalTransition, LeaseLost, LedgerError
-from sweeps.records import CLOSED, OPEN, Event, LeaseRecord, Split, StageRecord, State, SweepRecord, TrialRecord
+from sweeps.records import (
+    CLOSED,
+    LAUNCHED,
+    OPEN,
+    Event,
+    LeaseRecord,
+    PlannedStage,
+    Split,
+    StageRecord,
+    State,
+    SweepRecord,
+    TrialRecord,
+)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _schema = sa.MetaData()
 
@@ -38,6 +51,8 @@ _sweep = sa.Table(
     sa.Column("planned_stages", sa.Text, nullable=False),
     sa.Column("environment", sa.Text, nullable=False),
     sa.Column("data_digest", sa.Text, nullable=False),
+    sa.Column("num_classes", sa.Integer, nullable=False),
+    sa.Column("split_sizes", sa.Text, nullable=False),
     sa.Column("completed_at", sa.Float),
     sa.Column("mlflow_uri", sa.Text),
     sa.Column("mlflow_experiment_id", sa.Text),
@@ -114,6 +129,10 @@ _stages = sa.Table(
     sa.Column("backwards", sa.BigInteger),
     sa.Column("seconds", sa.Float),
     sa.Column("error", sa.Text),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("column", sa.Text, nullable=False),
+    sa.Column("cumulative", sa.Boolean, nullable=False),
+    sa.Column("facts", sa.Text, nullable=False),
 )
 
 _events = sa.Table(
@@ -174,11 +193,21 @@ class Ledger:
         if row["schema_version"] != SCHEMA_VERSION:
             raise LedgerError(f"the ledger has schema {row['schema_version']}, this version reads {SCHEMA_VERSION}.")
         values = {k: v for k, v in row.items() if k != "schema_version"}
-        for key in ("document", "environment"):
+        for key in ("document", "environment", "split_sizes", "objectives", "planned_stages"):
             values[key] = json.loads(values[key])
-        for key in ("objectives", "planned_stages"):
-            values[key] = tuple(json.loads(values[key]))
+        values["objectives"] = tuple(values["objectives"])
+        values["planned_stages"] = tuple(map(PlannedStage.from_plain, values["planned_stages"]))
         return SweepRecord(**values)
+
+    def add_plan(self, name: str, stages: Sequence[PlannedStage]) -> None:
+        """Add the stages of a further plan; IllegalTransition if a plan of that name is there already."""
+        with self._write() as connection:
+            before = json.loads(connection.scalar(sa.select(_sweep.c.planned_stages)) or "[]")
+            if any(stage["plan"] == name for stage in before):
+                raise IllegalTransition(f"the sweep has a plan {name!r} already.")
+            planned = [*before, *map(asdict, stages)]
+            connection.execute(_sweep.update().values(planned_stages=_json(planned)))
+            _event(connection, None, "plan added", {"plan": name, "stages": [stage.label for stage in stages]})
 
     def raise_total(self, requested: int) -> None:
         """Ask for more trials; IllegalTransition if it would be fewer than before: the total can only grow."""
@@ -336,7 +365,7 @@ class Ledger:
         detail = {"split": stage.split, "position": stage.position, "attack": stage.attack}
         with self._write() as connection:
             _put(connection, _stages, key, {k: v for k, v in _pack(stage).items() if k not in key})
-            if stage.split == "validation" and stage.position == 0:
+            if _is_objective(stage):
                 self._move(connection, stage.number, State.EVALUATING, detail)
             else:
                 self._touch(connection, stage.number, "stage started", detail)
@@ -344,9 +373,11 @@ class Ledger:
     def finish_stage(self, stage: StageRecord, *, exact: bool, split_clean_acc: float | None = None) -> None:
         """Adopt a stage's verdicts; the first validation stage finishes the trial, whose values are then told.
 
+        Only the launched plan's cascade changes the trial's robust accuracies.
+
         Args:
             stage: done, with verdicts.
-            exact: whether this was the last stage planned for the split.
+            exact: whether the cascade of the split is through.
             split_clean_acc: clean accuracy on the whole split, measured with the first stage on test images.
         """
         if stage.state != "done" or stage.accuracy is None:
@@ -360,7 +391,9 @@ class Ledger:
                 raise IllegalTransition(f"stage {stage.attack} of trial {stage.number} is {found}, not running.")
             connection.execute(_stages.update().where(where).values(**_pack(stage)))
             cleared = {"error_kind": None, "error": None}  # of an earlier try of this stage
-            if stage.split == "test":
+            if stage.plan != LAUNCHED or not stage.cumulative:
+                self._touch(connection, stage.number, "stage done", detail)
+            elif stage.split == "test":
                 values = {"test_robust_acc": stage.accuracy, **cleared}
                 if split_clean_acc is not None:
                     values["test_clean_acc"] = split_clean_acc
@@ -377,7 +410,7 @@ class Ledger:
         detail = {"split": stage.split, "position": stage.position, "attack": stage.attack}
         with self._write() as connection:
             connection.execute(_stages.update().where(_stage_key(stage)).values(state="failed", error=error))
-            if stage.split == "validation" and stage.position == 0:
+            if _is_objective(stage):
                 values = {"error_kind": "attack", "error": error, "ended_at": time.time()}
                 self._move(connection, stage.number, State.FAILED, detail | {"kind": "attack"}, **values)
             else:
@@ -505,6 +538,10 @@ def _put(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], val
     connection.execute(table.insert().values(**key, **values))
 
 
+def _is_objective(stage: StageRecord) -> bool:
+    return stage.plan == LAUNCHED and stage.split == "validation" and stage.position == 0
+
+
 def _stage_key(stage: StageRecord) -> sa.ColumnElement[bool]:
     key = (_stages.c.number == stage.number, _stages.c.split == stage.split, _stages.c.position == stage.position)
     return sa.and_(*key)
@@ -518,7 +555,9 @@ def _json(data: Any) -> str:
 def _pack(record: SweepRecord | StageRecord) -> dict[str, Any]:
     values: dict[str, Any] = dict(record.__dict__)
     for name, value in values.items():
-        if isinstance(value, Mapping | tuple):
+        if name == "planned_stages":
+            values[name] = _json([asdict(stage) for stage in value])
+        elif isinstance(value, Mapping | tuple):
             values[name] = _json(dict(value) if isinstance(value, Mapping) else list(value))
         elif isinstance(value, np.ndarray):
             values[name] = np.packbits(value).tobytes()
@@ -534,6 +573,7 @@ def _stage(row: sa.RowMapping) -> StageRecord:
     values: dict[str, Any] = {
         **row,
         "config": json.loads(row["config"]),
+        "facts": json.loads(row["facts"]),
         "warnings": tuple(json.loads(row["warnings"])),
     }
     if row["verdicts"] is not None:

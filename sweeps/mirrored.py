@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sweeps.records import CLOSED, Event, State, TrialRecord
+from sweeps.columns import Column, cell_of, is_done
+from sweeps.records import CLOSED, LAUNCHED, Event, StageRecord, State, TrialRecord
 from sweeps.snapshot import Snapshot, accuracy, exactness, flatten, last_line, searched
-from sweeps.summary import headline, robust_interval
+from sweeps.summary import headline
 
 LONGEST_TAG = 5000
 """Characters; MLflow truncates or refuses longer tags and parameters, depending on the store."""
@@ -67,24 +68,46 @@ def curves(history: Sequence[Mapping[str, float]], events: Iterable[Event]) -> l
 def finals(snapshot: Snapshot, trial: TrialRecord, events: Iterable[Event]) -> list[Metric]:
     """Return clean_acc first (MLflow's compare page starts with what was logged first), then what the attacks left.
 
-    The step of an attack's metric is its position in the plan: robust_acc shows how the bound falls.
+    The step of an attack's metric is the position of its last part: robust_acc and pgd_acc show how a bound falls, and
+    their last value is what is known.
     """
     trained = next((_ms(e.at) for e in events if e.kind == "trained"), None)
     rows: list[tuple[str, float | None, int, int]] = []
     if trained is not None:
         rows += [("clean_acc", trial.clean_acc, trained, 0), ("cost/train_s", trial.train_seconds, trained, 0)]
-    for stage in snapshot.stages_of(trial):
-        if stage.state != "done":
-            continue
-        prefix = "test_" if stage.split == "test" else ""
-        at, step = _ms(stage.started_at + (stage.seconds or 0.0)), stage.position
-        if stage.split == "test" and step == 0:
+    done = [stage for stage in snapshot.stages_of(trial) if is_done(stage)]
+    for stage in done:
+        at, prefix = _ended(stage), "test_" if stage.split == "test" else ""
+        if stage.split == "test" and stage.position == 0:
             rows.append(("test_clean_acc", trial.test_clean_acc, at, 0))
-        rows.append((f"{prefix}robust_acc", stage.accuracy, at, step))
-        rows.append((f"{prefix}{stage.attack}_acc", stage.accuracy, at, step))
-        rows.append((f"cost/{prefix}{stage.attack}_s", stage.seconds, at, step))
-        rows.append((f"cost/{prefix}{stage.attack}_forwards", stage.forwards, at, step))
+        if stage.plan == LAUNCHED and stage.cumulative:
+            rows.append((f"{prefix}robust_acc", stage.accuracy, at, stage.position))
+    for column in snapshot.columns:
+        rows += _of_column(column, done)
     return [Metric(_key(k), float(v), at, step) for k, v, at, step in rows if v is not None and math.isfinite(v)]
+
+
+def _of_column(column: Column, done: Sequence[StageRecord]) -> list[tuple[str, float | None, int, int]]:
+    """One row of each metric for each part that ran, over all parts up to it; another plan's have its name before."""
+    plan, prefix = "" if column.plan == LAUNCHED else f"{column.plan}/", "test_" if column.split == "test" else ""
+    name = f"{prefix}{column.name}"
+    places = {part.position for part in column.stages}
+    mine = [stage for stage in done if stage.split == column.split and stage.position in places]
+    rows: list[tuple[str, float | None, int, int]] = []
+    for count, stage in enumerate(mine, 1):
+        at, step, so_far = _ended(stage), stage.position, mine[:count]
+        rows.append((f"{plan}{name}_acc", cell_of(column, so_far).accuracy, at, step))
+        rows.append((f"{plan}cost/{name}_s", sum(s.seconds or 0.0 for s in so_far), at, step))
+        rows.append((f"{plan}cost/{name}_forwards", sum(s.forwards or 0 for s in so_far), at, step))
+    if not mine and (cell := cell_of(column, done)).exact:  # what came before it left nothing to attack
+        places = {part.position for part in column.before}
+        last = [stage for stage in done if stage.split == column.split and stage.position in places][-1]
+        rows.append((f"{plan}{name}_acc", cell.accuracy, _ended(last), column.stages[-1].position))
+    return rows
+
+
+def _ended(stage: StageRecord) -> int:
+    return _ms(stage.started_at + (stage.seconds or 0.0))
 
 
 def tags_of(snapshot: Snapshot, trial: TrialRecord) -> dict[str, str]:
@@ -93,11 +116,21 @@ def tags_of(snapshot: Snapshot, trial: TrialRecord) -> dict[str, str]:
         "trial.state": str(trial.state),
         "trial.pareto": pareto_tag(snapshot, trial),
         "trial.robust": exactness(trial) if trial.robust_acc is not None else "not measured",
+        "trial.bounds": ", ".join(_bounds(snapshot, trial)) or "none",
+        "trial.flags": ", ".join(dict.fromkeys(f.code for f in snapshot.flags.get(trial.number, ()))) or "none",
         "mlflow.note.content": trial_note(snapshot, trial),
     }
+    if trial.test_robust_acc is not None:
+        tags["trial.test_robust"] = "exact" if snapshot.is_test_exact(trial) else "bound"
     if trial.error is not None:
         tags["trial.error"] = last_line(trial.error)
     return {name: value[:LONGEST_TAG] for name, value in tags.items()}
+
+
+def _bounds(snapshot: Snapshot, trial: TrialRecord) -> list[str]:
+    """Name the columns whose figures can still fall."""
+    cells = zip(snapshot.columns, snapshot.cells(trial), strict=True)
+    return [column.key for column, cell in cells if cell.survivors is not None and not cell.exact]
 
 
 def pareto_tag(snapshot: Snapshot, trial: TrialRecord) -> str:
@@ -133,14 +166,13 @@ def trial_note(snapshot: Snapshot, trial: TrialRecord) -> str:
         lines.append(f"[sweep {sweep.name}]({page})")
     lines += ["", f"Trial {trial.number}: {trial.label}, {searched(trial, snapshot.short_names)}", ""]
     lines += [_row(("images", "attack", "survivors", "accuracy", "95 % interval")), _row(["---"] * 5)]
-    found = {(s.split, s.position): s for s in snapshot.stages_of(trial)}
-    for split, position, label in snapshot.stage_columns:
-        stage = found.get((split, position))
-        if stage is not None and stage.state == "done":
-            interval = robust_interval([stage], trial.number, split)
-            span = "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
-            left = f"{stage.survivors} of {stage.images}"
-            lines.append(_row((split, label, left, accuracy(stage.accuracy), span)))
+    for column, cell in zip(snapshot.columns, snapshot.cells(trial), strict=True):
+        if cell.interval is not None:
+            span = f"{cell.interval[0]:.3f} to {cell.interval[1]:.3f}"
+            plan = "" if column.plan == LAUNCHED else f"{column.plan}: "
+            figure = ", ".join(filter(None, (cell.figure, cell.progress)))
+            lines.append(_row((column.split, plan + column.name, f"{cell.survivors} of {cell.images}", figure, span)))
+    lines += ["", *(f"- {flag.text}" for flag in snapshot.flags.get(trial.number, ()))]
     return "\n".join(lines).strip()
 
 
@@ -151,7 +183,7 @@ def sweep_note(snapshot: Snapshot, links: Mapping[str, str]) -> str:
     lines = [" · ".join(f"[{name}]({url})" for name, url in links.items())]
     lines += ["", headline(snapshot.sweep, snapshot.trials), "", _row(names), _row(["---"] * len(names))]
     for t in snapshot.front:
-        measured = (accuracy(t.clean_acc), snapshot.robust(t), accuracy(t.test_clean_acc), accuracy(t.test_robust_acc))
+        measured = (accuracy(t.clean_acc), snapshot.robust(t), accuracy(t.test_clean_acc), snapshot.test_robust(t))
         lines.append(_row((str(t.number), t.label, searched(t, short), *measured)))
     return "\n".join(lines)[:LONGEST_TAG]
 

@@ -101,15 +101,18 @@ def _attack_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         return
     yield "attacks", f"{_threat(attacks.threat)}; estimated passes per trial:"
     later = "possible front" if attacks.evaluate == "front" else "every trial"
-    for position, stage in enumerate(plan.stages):
-        yield "attacks", _stage_row(stage, later if position else "every trial")
-    for stage in plan.test_stages:
-        yield "test", _stage_row(stage, f"{attacks.test.trials if attacks.test else 0} of the front")
+    rows = [("attacks", stage, "every trial" if i == 0 else later) for i, stage in enumerate(plan.stages)]
+    tested = f"{attacks.test.trials if attacks.test else 0} of the front"
+    rows += [("test", stage, tested) for stage in plan.test_stages]
+    width = max(len(_name(stage, attacks.threat)) for _, stage, _ in rows)
+    for title, stage, trials in rows:
+        passes = "unknown" if stage.passes is None else str(stage.passes)
+        yield title, f"{_name(stage, attacks.threat):<{width}}  {trials:<14} {stage.images:>4,} images  {passes}"
 
 
-def _stage_row(stage: StageFigures, trials: str) -> str:
-    passes = "unknown" if stage.passes is None else str(stage.passes)
-    return f"{stage.label:<10} {trials:<14} {stage.images:>4,} images  {passes}"
+def _name(stage: StageFigures, usual: Threat) -> str:
+    parts = f", {stage.parts} parts" if stage.parts > 1 else ""
+    return stage.label + parts + ("" if stage.threat == usual else f", {_threat(stage.threat)}")
 
 
 def _threat(threat: Threat) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from search_spaces.errors import Problem, SweepError
 from search_spaces.problems import Path, unknown_key, validate
 from search_spaces.space import Space, read_space
 from sweeps.sections import AttackPlan, AttackSection, GeneralSections, MethodEntry, Stage, TestPlan
+from trainables.attack import Threat
 from trainables.config import DataConfig, ModelConfig, TrainingConfig
 from trainables.registry import Kind, UnknownName, find, load_plugins
 
@@ -18,6 +20,9 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 DEFAULT_METHODS = ("plain",)
 SECTIONS = ("model", "data", "training", "methods", "attacks", *GeneralSections.model_fields)
 """The keys of a document."""
+COLUMN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+MANY_CLASSES = 10
+"""So many give an attack every part that it may have."""
 
 
 @dataclass
@@ -52,7 +57,7 @@ def read_sections(document: Mapping[str, Any]) -> Sections:
     parsed.problems += problems
     _read_methods(section("methods"), parsed)
     if section("attacks") is not None:
-        parsed.attacks, problems = _read_attacks(section("attacks"))
+        parsed.attacks, problems = read_attacks(section("attacks"))
         parsed.problems += problems
     parsed.broken |= {str(problem.path[0]) for problem in parsed.problems if problem.path}
     return parsed
@@ -134,44 +139,96 @@ def _read_stack(value: Any, path: Path) -> tuple[dict[str, Space[Any]], list[Pro
     return spaces, problems
 
 
-def _read_attacks(section: Any) -> tuple[AttackPlan | None, list[Problem]]:
-    parsed, problems = validate(AttackSection, section, ("attacks",))
+def read_attacks(section: Any, where: Path = ("attacks",)) -> tuple[AttackPlan | None, list[Problem]]:
+    """Read a section attacks; None if anything in it is wrong. Args: where: stands before the paths of problems."""
+    parsed, problems = validate(AttackSection, section, where)
     given: Mapping[str, Any] = section if isinstance(section, Mapping) else {}
-    stages, found = _read_stages(given.get("stages") or AttackSection().stages, ("attacks", "stages"))
+    threat = Threat(norm=parsed.norm, epsilon=parsed.epsilon) if parsed is not None else Threat()
+    written = given.get("stages") or AttackSection().stages
+    stages, found = _read_stages(written, threat, (*where, "stages"))
+    problems += found
+    columns, found = _read_columns(given.get("columns"), threat, (*where, "columns"))
     problems += found
     test = given.get("test")
-    test_stages = test.get("stages") if isinstance(test, Mapping) else None
-    tested, found = (stages, []) if test_stages is None else _read_stages(test_stages, ("attacks", "test", "stages"))
+    written = test.get("stages") if isinstance(test, Mapping) else None
+    tested, found = (stages, []) if written is None else _read_stages(written, threat, (*where, "test", "stages"))
     problems += found
+    problems += [
+        Problem((*where, "columns", label), f"{reason}; choose another name.")
+        for label, reason in _taken(columns, (*stages, *tested))
+    ]
     if problems:
         return None, problems
     test_plan = parsed.test and TestPlan(**{**_fields(parsed.test), "stages": tested})
-    return AttackPlan(**{**_fields(parsed), "stages": stages, "test": test_plan}), []
+    return AttackPlan(**{**_fields(parsed), "stages": stages, "columns": columns, "test": test_plan}), []
 
 
 def _fields(config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in type(config).model_fields}
 
 
-def _read_stages(section: Any, path: Path) -> tuple[list[Stage], list[Problem]]:
+def _read_stages(section: Any, threat: Threat, path: Path) -> tuple[list[Stage], list[Problem]]:
     stages: list[Stage] = []
     problems: list[Problem] = []
     for position, value in enumerate(section if isinstance(section, list | tuple) else ()):
         here = (*path, position)
         named, found = _read_entry(value, here)
-        if len(named) > 1:
-            message = f"a stage is one attack, such as pgd or pgd: {{steps: 20}}; found the keys {', '.join(named)}."
-            found = [Problem(here, message)]
         problems += found
-        for name, settings in () if found else named.items():
-            where = here if isinstance(value, str) else (*here, name)
-            config_type, unknown = _find_type("attacks", name, where)
-            problems += unknown
-            if config_type is not None:
-                config, found = validate(config_type, settings, where)
-                problems += found
-                stages += [] if found else [Stage(attack=name, config=config, label=_unique(name, stages))]
+        if not found:
+            stage, found = _read_attack(named, threat, here, bare=isinstance(value, str))
+            problems += found
+            stages += [] if stage is None else [stage.model_copy(update={"label": _unique(stage.attack, stages)})]
     return stages, problems
+
+
+def _read_columns(section: Any, plan: Threat, path: Path) -> tuple[dict[str, Stage], list[Problem]]:
+    columns: dict[str, Stage] = {}
+    problems: list[Problem] = []
+    for label, value in section.items() if isinstance(section, Mapping) else ():
+        here = (*path, label)
+        if not COLUMN_NAME.fullmatch(str(label)):
+            problems.append(Problem(here, "a column's name is 1 to 40 letters, digits, dots, underscores and hyphens."))
+            continue
+        named, found = _read_entry(value, here)
+        problems += found
+        if found:
+            continue
+        ball = {key: named.pop(key) for key in Threat.model_fields if key in named}
+        threat, found = validate(Threat, {**plan.plain(), **ball}, here)
+        problems += found
+        if not found:
+            stage, found = _read_attack(named, threat, here, bare=isinstance(value, str))
+            problems += found
+            columns |= {} if stage is None else {label: stage.model_copy(update={"label": label})}
+    return columns, problems
+
+
+def _taken(columns: Mapping[str, Stage], cascade: Iterable[Stage]) -> Iterator[tuple[str, str]]:
+    """Yield the columns that cannot be called so, and why: a name stands for one figure."""
+    stages = {stage.label: stage for stage in cascade}
+    for label in columns:
+        whole = {**stages, **columns}.get(label.partition(".")[0])
+        parts = () if whole is None else find("attacks", whole.attack).parts(whole.config, MANY_CLASSES)
+        if label in stages:
+            yield label, f"{label} is a stage of the cascade already"
+        elif whole is not None and any(label == f"{whole.label}.{part.label}" for part in parts):
+            yield label, f"{label} is a part of {whole.label}"
+
+
+def _read_attack(
+    named: Mapping[str, Any], threat: Threat, here: Path, *, bare: bool
+) -> tuple[Stage | None, list[Problem]]:
+    """Read one attack, its name and settings, for a ball. Args: bare: it was written as a name alone."""
+    if len(named) != 1:
+        found = f"the keys {', '.join(named)}" if named else "none"
+        return None, [Problem(here, f"expected one attack, such as pgd or pgd: {{steps: 20}}; found {found}.")]
+    name, settings = next(iter(named.items()))
+    where = here if bare else (*here, name)
+    config_type, problems = _find_type("attacks", name, where)
+    if config_type is None:
+        return None, problems
+    config, problems = validate(config_type, settings, where)
+    return (None, problems) if problems else (Stage(attack=name, config=config, threat=threat, label=name), [])
 
 
 def _unique(name: str, stages: list[Stage]) -> str:

@@ -36,6 +36,46 @@ CLOSED = (State.FINISHED, State.STOPPED, State.FAILED)
 Split = Literal["validation", "test"]
 
 
+LAUNCHED = "sweep"
+"""Name of the plan that a sweep was launched with; `evaluate` adds others."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One attack of a plan on one split, complete but for the weights; an attack made of parts is a stage for each."""
+
+    split: Split
+    position: int
+    """0-based, unique in its split over all plans; position 0 on validation images is the search objective."""
+    plan: str
+    """LAUNCHED, or the name of a plan that was added."""
+    column: str
+    """The entry of the plan that it belongs to: autoattack. Reports show one figure for each."""
+    label: str
+    """Unique in its plan and split: autoattack.apgd_t_3, or the column's name if that has no parts."""
+    attack: str
+    """Key of the attack."""
+    config: Mapping[str, Any]
+    threat: Mapping[str, Any]
+    """Norm and epsilon."""
+    cumulative: bool
+    """Whether it belongs to the cascade and attacks what the stages before it left standing, or stands for itself."""
+    images: int
+    """Images of the split that are judged, balanced over the classes."""
+    batch_size: int
+    seed: int
+    keep_images: bool = False
+    """Whether adversarial images are kept beside the verdicts."""
+    passes: tuple[int, int] | None = None
+    """Fewest and most forward passes for one image, a backward pass counted as two; None if the attack does not say."""
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> PlannedStage:
+        """Return the stage that ``dataclasses.asdict`` made plain, lists for tuples."""
+        passes = data.get("passes")
+        return cls(**{**data, "passes": None if passes is None else (passes[0], passes[1])})
+
+
 @dataclass(frozen=True)
 class SweepRecord:
     """The sweep itself."""
@@ -51,12 +91,15 @@ class SweepRecord:
     """The configuration as the user gave it, overrides applied (SweepConfig.document)."""
     objectives: tuple[str, ...]
     """Subset of clean_acc, robust_acc; both are maximised."""
-    planned_stages: tuple[str, ...]
-    """Labels of the validation attack stages, in order; the first one is the search objective."""
+    planned_stages: tuple[PlannedStage, ...]
+    """Every attack of the launched plan and of plans that were added later, validation before test."""
     environment: Mapping[str, Any]
     """Git revision, package versions, platform: what a rerun would need."""
     data_digest: str
     """Names the exact images of all splits."""
+    num_classes: int = 10
+    split_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Images of "validation" and "test"."""
     completed_at: float | None = None
     mlflow_uri: str | None = None
     mlflow_experiment_id: str | None = None
@@ -117,19 +160,20 @@ class TrialRecord:
 class StageRecord:
     """One attack on one trial's images: `survivors` of `images` are still classified correctly after it.
 
-    Stages are cumulative: a stage attacks only what the stages before it left standing.
+    A stage of a cascade attacks only what the stages before it left standing, and its figures are those after all of
+    them; any other attacks every correctly classified image.
     """
 
     number: int
     split: Split
     position: int
-    """0-based order within the plan of that split."""
+    """0-based, unique in the split over all plans (PlannedStage.position)."""
     attack: str
-    """Label in the plan: pgd, autoattack."""
+    """Its label in the plan: pgd, autoattack.apgd_t_3."""
     config: Mapping[str, Any]
     """The attack's own configuration with norm and epsilon."""
     digest: str
-    """Names what was judged: weights, images, attack, seed. Also the name of the verdict file."""
+    """Names what was asked: weights, images, attack, seed. Verdicts are stored under it."""
     state: Literal["running", "done", "failed"]
     started_at: float
     images: int | None = None
@@ -144,6 +188,19 @@ class StageRecord:
     backwards: int | None = None
     seconds: float | None = None
     error: str | None = None
+    plan: str = LAUNCHED
+    column: str = ""
+    """Entry of the plan that it belongs to (PlannedStage.column)."""
+    cumulative: bool = True
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """What else was counted: attacked (images), flat (zero gradients at a start), mismatches (between the attack's own
+    pass and the canonical one), logit_scale (mean spread of the clean logits), budget (forward passes, a backward pass
+    as two, that the attacked images would take without early exit)."""
+
+    @property
+    def passes(self) -> int | None:
+        """Images passed forward, those passed backward counted as two."""
+        return None if self.forwards is None or self.backwards is None else self.forwards + 2 * self.backwards
 
     @property
     def accuracy(self) -> float | None:

@@ -16,7 +16,6 @@ from sweeps.grid import build_grid, discrete_values, open_parameters
 from sweeps.known import Parameter, fix_params, list_parameters
 from sweeps.reading import Sections
 from sweeps.sections import AttackPlan, MethodEntry, Stage
-from trainables.attack import Threat
 from trainables.config import ModelConfig, TrainingConfig
 from trainables.dataset import Splits
 from trainables.hub import has_pretrained
@@ -63,15 +62,16 @@ def attack_problems(plan: AttackPlan | None, num_classes: int) -> Iterator[Probl
     """Yield the reasons why a plan's attacks cannot run on so many classes."""
     if plan is None:
         return
-    yield from _stage_problems(plan.stages, ("attacks", "stages"), plan.threat, num_classes)
+    yield from _stage_problems(enumerate(plan.stages), ("attacks", "stages"), num_classes)
+    yield from _stage_problems(plan.columns.items(), ("attacks", "columns"), num_classes)
     if plan.test is not None and plan.test.stages != plan.stages:
-        yield from _stage_problems(plan.test.stages, ("attacks", "test", "stages"), plan.threat, num_classes)
+        yield from _stage_problems(enumerate(plan.test.stages), ("attacks", "test", "stages"), num_classes)
 
 
-def _stage_problems(stages: Iterable[Stage], path: Path, threat: Threat, num_classes: int) -> Iterator[Problem]:
-    for position, stage in enumerate(stages):
-        for reason in find("attacks", stage.attack).check(stage.config, threat, num_classes):
-            yield Problem((*path, position, stage.attack), _sentence(reason))
+def _stage_problems(stages: Iterable[tuple[int | str, Stage]], path: Path, num_classes: int) -> Iterator[Problem]:
+    for place, stage in stages:
+        for reason in find("attacks", stage.attack).check(stage.config, stage.threat, num_classes):
+            yield Problem((*path, place, stage.attack), _sentence(reason))
 
 
 def _objectives_need_attacks(parsed: Sections) -> Iterator[Problem]:

@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from cluster.connect import connect, prepare_environment
-from cluster.resources import Shares, plan_shares
+from cluster.resources import Shares
 from search_spaces.errors import ConfigError, ConfigurationChanged, LeaseLost, SweepError, SweepExists
 from search_spaces.imports import quick_imports
+from sweeps.attack_plan import planned_stages
 from sweeps.config import SweepConfig, configuration_diff, parse_sweep
 from sweeps.folder import SweepFolder
 from sweeps.halt import Halt
@@ -31,6 +32,9 @@ from sweeps.progress import Progress
 from sweeps.provenance import describe_environment
 from sweeps.records import State, SweepRecord
 from sweeps.rules import data_problems
+
+if TYPE_CHECKING:
+    from trainables.dataset import Splits
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
@@ -64,14 +68,25 @@ def create_sweep(config: SweepConfig, folder: SweepFolder, say: Callable[[str], 
             f"sweep {folder.name!r} exists in {folder.storage}. To go on with it: {folder.resume_command}"
         )
     stage(config, say)
-    splits = _load_data(config)
+    splits = load_data(config)
     for note in check_fit(config, splits):
         say(note)
     problems = list(data_problems(config.attacks, config.training, splits))
     if problems:
         raise ConfigError(problems)
+    create_ledger(config, folder, splits)
+
+
+def create_ledger(
+    config: SweepConfig, folder: SweepFolder, splits: Splits, fill: Callable[[Ledger], None] = lambda ledger: None
+) -> None:
+    """Write the frozen configuration and the ledger; the sweep exists from the rename on.
+
+    Args: fill: writes what the ledger holds from the beginning.
+    """
     folder.root.mkdir(parents=True, exist_ok=True)
     plan = config.attacks
+    sizes = {"validation": len(splits.validation.labels), "test": len(splits.test.labels)}
     record = SweepRecord(
         id=str(uuid.uuid4()),
         name=folder.name,
@@ -79,14 +94,17 @@ def create_sweep(config: SweepConfig, folder: SweepFolder, say: Callable[[str], 
         requested=config.trials,
         document=config.document,
         objectives=tuple(config.objectives),
-        planned_stages=tuple(stage.label for stage in plan.stages) if plan is not None else (),
+        planned_stages=planned_stages(plan, splits.num_classes, sizes) if plan is not None else (),
         environment=describe_environment(),
         data_digest=splits.digest(),
+        num_classes=splits.num_classes,
+        split_sizes=sizes,
     )
     folder.config.write_text(dump_yaml(config.document))
     temporary = folder.root / f".ledger-{os.getpid()}.db"
     ledger = Ledger.at(temporary)
     ledger.create(record)
+    fill(ledger)
     ledger.close()
     os.replace(temporary, folder.ledger)
 
@@ -125,7 +143,7 @@ def drive(folder: SweepFolder, console: Console, *, address: str | None = None, 
     prepare_environment()  # before anything imports Ray
     halt = Halt()
     try:
-        with Lease(ledger, on_lost=lambda: _lose(halt)), _signals(halt, console, folder):
+        with Lease(ledger, on_lost=halt.lose), handled_signals(halt, console, folder):
             if trials is not None and trials > ledger.sweep().requested:
                 ledger.raise_total(trials)
             driver = _Drive(folder, ledger, config, console, halt)
@@ -148,6 +166,8 @@ class _Drive:
 
         self.folder, self.ledger, self.config, self.halt, self.console = folder, ledger, config, halt, console
         self.progress = Progress(ledger, console)
+        self._idle = False
+        """Whether later attack stages run while trials train."""
         self.coordinator = Coordinator(config, ledger, folder, self.progress.say)
 
     def run(self, address: str | None) -> None:
@@ -188,7 +208,7 @@ class _Drive:
         """
         with ThreadPoolExecutor(1) as side, quick_imports():
             importing = side.submit(import_module, "sweeps.searcher")
-            shares = connect(address, self._plan, self.folder.log)
+            shares = connect(address, self.config.resources.shares, self.folder.log)
             importing.result()
         return shares
 
@@ -203,33 +223,24 @@ class _Drive:
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _plan(self, cpus: float, gpus: float) -> Shares:
-        wanted = self.config.resources
-        return plan_shares(
-            cpus,
-            gpus,
-            concurrent=_number(wanted.concurrent, int),
-            trial_cpus=float(wanted.cpus),
-            trial_gpus=_number(wanted.gpus, float),
-            evaluation_workers=_number(wanted.evaluation.workers, int),
-            evaluation_cpus=float(wanted.evaluation.cpus),
-            evaluation_gpus=_number(wanted.evaluation.gpus, float),
-        )
-
     def _work(self, shares: Shares) -> None:
         from sweeps.evaluation import EvaluationPool
 
         plan = self.config.attacks
         if plan is not None:
-            expected = [*plan.stages, *(plan.test.stages if plan.test is not None else ())]
-            self.coordinator.pool = EvaluationPool(shares, [stage.attack for stage in expected])
+            expected = dict.fromkeys(stage.attack for stage in self.ledger.sweep().planned_stages)
+            self.coordinator.pool = EvaluationPool(shares, list(expected))
+            has_own_share = shares.evaluation_gpus > 0
+            self._idle = plan.later_stages == "idle" or (plan.later_stages == "auto" and has_own_share)
         while self.coordinator.training_needed and not self.halt:
             self._train(shares)
+        self._idle = False
         if self.coordinator.pool is not None:
             self.coordinator.pool.use_everything()
         while not self.halt:
             self._between()
-            if not (self.coordinator.evaluation_needed or self.coordinator.poll_dear_stages()):
+            running = self.coordinator.poll_later_stages(final=True)
+            if not (running or self.coordinator.evaluation_needed):
                 break
             time.sleep(POLL_S)
         if not self.halt:
@@ -249,6 +260,8 @@ class _Drive:
 
     def _between(self) -> None:
         self.coordinator.poll()
+        if self._idle:
+            self.coordinator.poll_later_stages(final=False)
         self.progress.refresh()
 
     def _handler(self, *_: Any) -> None:
@@ -292,7 +305,8 @@ def _install(handler: Callable[..., None]) -> None:
 
 
 @contextlib.contextmanager
-def _signals(halt: Halt, console: Console, folder: SweepFolder) -> Iterator[None]:
+def handled_signals(halt: Halt, console: Console, folder: SweepFolder) -> Iterator[None]:
+    """Let a signal ask for a stop while the block runs, and a second one end the process."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     _install(lambda *_: signal_received(halt, console, folder))
     try:
@@ -302,19 +316,12 @@ def _signals(halt: Halt, console: Console, folder: SweepFolder) -> Iterator[None
             signal.signal(number, handler)
 
 
-def _lose(halt: Halt) -> None:
-    halt.error = "another driver has taken over this sweep's lease; this one writes nothing more."
-
-
 def _exit_code(ledger: Ledger) -> int:
     return SOME_FAILED if ledger.counts()[State.FAILED] else DONE
 
 
-def _number(value: Any, kind: Callable[[Any], Any]) -> Any:
-    return None if value == "auto" else kind(value)
-
-
-def _load_data(config: SweepConfig) -> Any:
+def load_data(config: SweepConfig) -> Splits:
+    """Load the images that the sweep's models are judged on."""
     from trainables.dataset import load_splits
     from trainables.registry import load_plugins
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from search_spaces.errors import SweepError
 from sweeps.sections import AttackSection
+from trainables.attack import Threat
 from trainables.registry import Kind, find
 
 Scale = Literal["smoke"]
@@ -94,12 +95,19 @@ def _attacks(section: Any) -> Any:
     if not isinstance(section, Mapping):
         return section
     made = {**section, "images": _fewer(section.get("images")), "stages": _stages(section.get("stages"))}
+    if isinstance(section.get("columns"), Mapping):
+        made["columns"] = {label: _column(value) for label, value in section["columns"].items()}
     test = section.get("test", {})
     if isinstance(test, Mapping):
         made["test"] = {**test, "images": _fewer(test.get("images")), "trials": 1}
         if test.get("stages") is not None:
             made["test"]["stages"] = _stages(test["stages"])
     return made
+
+
+def _column(value: Any) -> Any:
+    named = _as_mapping(value)
+    return {k: v if k in Threat.model_fields else _shrunk("attacks", k, v) for k, v in named.items()} or value
 
 
 def _monitor(section: Any) -> Any:
@@ -153,6 +161,8 @@ def _shrunk(kind: Kind, name: str, settings: Any) -> Any:
         fields = find(kind, name).Config.model_fields
     except SweepError:  # no such name, which is said later; or a plugin that is not loaded yet
         return made
+    if made.get("version") == "aa10":  # its length is in its name; the standard version has the same parts
+        made["version"] = "standard"
     for field in LIMITS.keys() & fields.keys():
         value = made.get(field, fields[field].default)
         made[field] = min(value, LIMITS[field]) if type(value) is int else LIMITS[field]

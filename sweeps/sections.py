@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from cluster.resources import Shares, plan_shares
 from search_spaces.config import Config, Number
 from search_spaces.space import Space
 from sweeps.folder import NAME_PATTERN, NAME_RULE
@@ -106,6 +107,19 @@ class ResourcesSection(Config):
         """Threads of torch in one training."""
         return max(1, int(self.cpus))
 
+    def shares(self, cpus: float, gpus: float) -> Shares:
+        """Return who gets how much of a machine or cluster with so many CPUs and GPUs."""
+        return plan_shares(
+            cpus,
+            gpus,
+            concurrent=None if self.concurrent == "auto" else self.concurrent,
+            trial_cpus=float(self.cpus),
+            trial_gpus=None if self.gpus == "auto" else float(self.gpus),
+            evaluation_workers=None if self.evaluation.workers == "auto" else self.evaluation.workers,
+            evaluation_cpus=float(self.evaluation.cpus),
+            evaluation_gpus=None if self.evaluation.gpus == "auto" else float(self.evaluation.gpus),
+        )
+
 
 class TrackingSection(Config):
     """Where MLflow keeps its copy of the sweep."""
@@ -160,13 +174,15 @@ def check_name(name: str) -> None:
 
 
 class Stage(Config):
-    """One attack of a cascade with its own configuration."""
+    """One attack of a plan with its own configuration: a stage of the cascade, or a column."""
 
     attack: str
     """Key of the attack: a file in trainables/attacks, or a plugin."""
     config: SerializeAsAny[AttackConfig]
-    label: Annotated[str, Field(exclude=True)] = ""
-    """Unique in its cascade: the attack's key, with _2, _3 … when it is there again."""
+    threat: Threat
+    """The plan's ball, or a column's own."""
+    label: str
+    """Unique in its plan: the attack's key, with _2, _3 … when it is there again; or the column's name."""
 
     @field_validator("config", mode="before")
     @classmethod
@@ -174,10 +190,6 @@ class Stage(Config):
         if isinstance(value, Mapping) and "attack" in info.data:
             return attack_config_type(info.data["attack"]).model_validate(value)
         return value
-
-    def plain(self) -> dict[str, Any]:
-        """Return attack and configuration, which decide the verdicts; the label does not."""
-        return super().plain()
 
 
 class TestSection(Config):
@@ -196,15 +208,26 @@ class TestSection(Config):
 class AttackSection(Threat):
     """The attacks as the YAML writes them."""
 
+    plan: Literal["standard", "jasmin", "diagnostics"] | None = None
+    """A ready-made plan (sweeps/plans/) whose values hold wherever this section says nothing else."""
     images: Annotated[int, Field(ge=1)] | None = 256
     """Validation images attacked, class-balanced; None takes all."""
     batch_size: Annotated[int, Field(ge=1)] = 256
-    """Images attacked at once."""
-    stages: Annotated[tuple[Any, ...], Field(min_length=1)] = ("pgd", "autoattack")
-    """The first is the search objective and judges every trial; the others judge what may lie on the front."""
+    """Images that go through the model at once."""
+    stages: Annotated[tuple[Any, ...], Field(min_length=1)] = ("autoattack",)
+    """The cascade: robust accuracy is what all of them leave standing. An attack made of parts counts as its parts. The
+    first (part) is the search objective and judges every trial; the others judge what may lie on the front."""
+    columns: dict[str, Any] = Field(default_factory=dict)
+    """Attacks that stand for themselves and decide nothing, by name: ``FGSM4: {fgsm: {}, epsilon: 4/255}``. Each has
+    the section's ball unless it gives norm or epsilon. They judge whom the later stages judge, on both splits."""
     evaluate: Literal["front", "all"] = "front"
-    """Whom the later stages judge."""
+    """Whom the later stages and the columns judge: what may lie on the front, or every trial."""
+    later_stages: Literal["auto", "idle", "end"] = "auto"
+    """When the later stages run: idle, while trials train, wherever the evaluation's share is free; or at the end,
+    which takes fewer passes, because the front is known better then; auto is idle where that share is on GPUs."""
     test: TestSection | None = TestSection()
+    keep_images: bool = False
+    """Keep the adversarial images, for `verify`; an image of 32×32 pixels in colour takes 12 kB."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of every attack's random numbers."""
 
@@ -219,17 +242,24 @@ class AttackPlan(AttackSection):
     """The attack section with its attacks looked up."""
 
     stages: tuple[Stage, ...]
+    columns: dict[str, Stage]
     test: TestPlan | None
 
     @property
     def threat(self) -> Threat:
-        """The ball that every stage searches."""
+        """The ball that every stage of the cascade searches."""
         return Threat(norm=self.norm, epsilon=self.epsilon)
 
     def as_written(self) -> dict[str, Any]:
-        """Return the plan as YAML would write it, defaults filled in."""
+        """Return what decides figures as YAML would write it, defaults filled in."""
         test = self.test and {**self.test.plain(), "stages": _as_written(self.test.stages)}
-        return {**self.plain(), "stages": _as_written(self.stages), "test": test}
+        columns = {
+            label: {column.attack: column.config.plain(), **column.threat.plain()}
+            for label, column in self.columns.items()
+        }
+        left_out = ("plan", "later_stages", "keep_images")
+        plain = {name: value for name, value in self.plain().items() if name not in left_out}
+        return {**plain, "stages": _as_written(self.stages), "columns": columns, "test": test}
 
 
 def _as_written(stages: tuple[Stage, ...]) -> list[dict[str, Any]]:

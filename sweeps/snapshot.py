@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from sweeps.columns import Cell, Column, bounded, cell_of, columns_of, last_of_cascade
+from sweeps.costs import Cost, cost_of
 from sweeps.ledger import Ledger
 from sweeps.pareto import next_unsettled
 from sweeps.records import Split, StageRecord, State, SweepRecord, TrialRecord
 from sweeps.replicates import Replicates, Spread, find_replicates
 from sweeps.summary import front_of, objective_values, robust_interval
+from sweeps.trust import Flag, flags_of
 
 ABSENT = "–"
 """Stands where nothing was measured."""
@@ -90,20 +93,46 @@ class Snapshot:
         return shorten(dict.fromkeys(name for t in self.trials for name in t.params))
 
     @cached_property
-    def stage_columns(self) -> list[tuple[Split, int, str]]:
-        """Every attack of the sweep as (split, position, label): the validation plan first, then the test's."""
-        planned: dict[tuple[Split, int], str] = {("validation", i): a for i, a in enumerate(self.sweep.planned_stages)}
-        seen = {(s.split, s.position): s.attack for stages in self.stages.values() for s in stages}
-        found = planned | seen
-        order: Sequence[tuple[Split, int]] = sorted(found, key=lambda key: (key[0] != "validation", key[1]))
-        return [(split, position, found[split, position]) for split, position in order]
+    def columns(self) -> tuple[Column, ...]:
+        """Every attack of every plan, as the tables show them."""
+        return columns_of(self.sweep.planned_stages)
+
+    @cached_property
+    def _cells(self) -> dict[int, tuple[Cell, ...]]:
+        return {t.number: tuple(cell_of(c, self.stages_of(t)) for c in self.columns) for t in self.trials}
+
+    def cells(self, trial: TrialRecord) -> tuple[Cell, ...]:
+        """Return what is known of a trial, one cell for each of `columns`."""
+        return self._cells[trial.number]
+
+    @cached_property
+    def flags(self) -> dict[int, tuple[Flag, ...]]:
+        """Reasons not to trust a trial's figures, by the numbers of those trials that have any."""
+        found = {t.number: flags_of(self.stages_of(t), self.sweep.planned_stages) for t in self.trials}
+        return {number: flags for number, flags in found.items() if flags}
+
+    @cached_property
+    def costs(self) -> dict[int, Cost]:
+        """What a trial's attacks took and spared, by its number."""
+        return {t.number: cost_of(t, self.stages_of(t), self.sweep.planned_stages) for t in self.trials}
+
+    def is_test_exact(self, trial: TrialRecord) -> bool:
+        """Return whether the launched plan's cascade is through on a trial's test images."""
+        last = last_of_cascade(self.columns, "test")
+        return last is not None and self.cells(trial)[self.columns.index(last)].exact
 
     def robust(self, trial: TrialRecord) -> str:
-        """Return ``0.500 [0.439, 0.561]``: robust accuracy and its 95 % interval."""
+        """Return ``0.500 [0.439, 0.561]``: robust accuracy, marked with ≤ if it is a bound, and its 95 % interval."""
         if trial.robust_acc is None:
             return ABSENT
         interval = robust_interval(self.stages_of(trial), trial.number)
-        return f"{trial.robust_acc:.3f}" + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
+        span = "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
+        return bounded(trial.robust_acc, trial.exact) + span
+
+    def test_robust(self, trial: TrialRecord) -> str:
+        """Return the robust accuracy on test images, marked with ≤ if it is a bound."""
+        found = trial.test_robust_acc
+        return ABSENT if found is None else bounded(found, self.is_test_exact(trial))
 
 
 def shorten(names: Iterable[str]) -> dict[str, str]:
@@ -142,9 +171,9 @@ def exactness(found: TrialRecord | Replicates) -> str:
     return "exact" if found.exact else "bound"
 
 
-def spread(value: Spread | None) -> str:
-    """Write ``0.912 ± 0.004``: mean and standard deviation."""
-    return ABSENT if value is None else str(value)
+def spread(value: Spread | None, exact: bool = True) -> str:
+    """Write ``0.912 ± 0.004``: mean and standard deviation, marked with ≤ if the mean is a bound."""
+    return ABSENT if value is None else f"{'' if exact else '≤ '}{value}"
 
 
 def duration(seconds: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from sweeps.lease import is_alive
 from sweeps.ledger import Ledger
 from sweeps.pareto import front
-from sweeps.records import OPEN, StageRecord, State, SweepRecord, TrialRecord
+from sweeps.records import LAUNCHED, OPEN, StageRecord, State, SweepRecord, TrialRecord
 
 
 def sweep_state(ledger: Ledger) -> str:
@@ -88,7 +88,10 @@ def public_stage(stage: StageRecord) -> dict[str, Any]:
     """Return an attack stage as the export and the tracking artifacts show it."""
     return {
         "split": stage.split,
+        "plan": stage.plan,
+        "column": stage.column,
         "attack": stage.attack,
+        "cumulative": stage.cumulative,
         "config": dict(stage.config),
         "state": stage.state,
         "images": stage.images,
@@ -98,6 +101,8 @@ def public_stage(stage: StageRecord) -> dict[str, Any]:
         "warnings": list(stage.warnings),
         "forwards": stage.forwards,
         "backwards": stage.backwards,
+        "passes": stage.passes,
+        "facts": dict(stage.facts),
         "seconds": stage.seconds,
         "error": stage.error,
         "digest": stage.digest,
@@ -119,8 +124,10 @@ def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
 def robust_interval(
     stages: Sequence[StageRecord], number: int, split: str = "validation"
 ) -> tuple[float, float] | None:
-    """Return the interval of a trial's robust accuracy after the last stage that ran on the split; None before that."""
-    done = [s for s in stages if s.number == number and s.split == split and s.state == "done"]
+    """Return the interval of a trial's robust accuracy on a split, after the last stage of the launched plan's cascade
+    that ran there; None before that."""
+    mine = [s for s in stages if s.number == number and s.split == split and s.plan == LAUNCHED and s.cumulative]
+    done = [s for s in mine if s.state == "done"]
     if not done or done[-1].survivors is None or not done[-1].images:
         return None
     return wilson(done[-1].survivors, done[-1].images)

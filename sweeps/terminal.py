@@ -18,7 +18,7 @@ Point = tuple[float, float, TrialRecord]
 
 
 def front_table(ledger: Ledger) -> Table:
-    """Return the front, one row per trial, by falling clean accuracy."""
+    """Return the front, one row per trial, by falling clean accuracy; "!" marks trials with flags."""
     snapshot = Snapshot.read(ledger)
     short, colours = snapshot.short_names, snapshot.colours
     table = Table(title=_title(snapshot), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
@@ -29,16 +29,23 @@ def front_table(ledger: Ledger) -> Table:
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for trial in snapshot.front:
         table.add_row(
-            str(trial.number),
+            f"{'! ' if trial.number in snapshot.flags else ''}{trial.number}",
             Text(trial.label, colours[trial.label]),
             searched(trial, short),
             accuracy(trial.clean_acc),
             snapshot.robust(trial),
             exactness(trial),
             accuracy(trial.test_clean_acc),
-            accuracy(trial.test_robust_acc),
+            snapshot.test_robust(trial),
         )
+    table.caption, table.caption_justify = _caption(snapshot), "left"
     return table
+
+
+def _caption(snapshot: Snapshot) -> str | None:
+    if not any(trial.number in snapshot.flags for trial in snapshot.front):
+        return None
+    return "! The robustness of these trials may be an attack's failure: see Warnings and flags in the report."
 
 
 def replicates_table(ledger: Ledger) -> Table | None:
@@ -59,7 +66,7 @@ def replicates_table(ledger: Ledger) -> Table | None:
             searched(first, snapshot.short_names),
             str(found.count),
             spread(found.spread("clean_acc")),
-            spread(found.spread("robust_acc")),
+            spread(found.spread("robust_acc"), found.exact),
             exactness(found),
         )
     return table
@@ -96,7 +103,7 @@ def front_scatter(ledger: Ledger, width: int = 60, height: int = 16) -> Text:
     picture.append(f"{' ' * 8}{across} →   ")
     for label, letter in letters.items():
         picture.append(letter.upper(), Style(color=colours[label], bold=True)).append(f" {label}   ")
-    return picture.append("capital: on the front")
+    return picture.append("capital: on the front" + (", dim: bound" if not all(t.exact for _, _, t in points) else ""))
 
 
 def _points(snapshot: Snapshot) -> tuple[str, str, list[Point]]:

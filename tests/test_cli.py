@@ -16,6 +16,7 @@ from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.records import SweepRecord
+from tests.sweeps import ledgers
 
 ROOT = Path(__file__).resolve().parents[1]
 YAML = """
@@ -64,7 +65,8 @@ def sweep(folder: Path) -> Path:
     from sweeps.config import read_sweep
 
     document = read_sweep(folder / "s.yaml").document
-    ledger.create(SweepRecord("id", "s", 0.0, 2, document, ("clean_acc", "robust_acc"), ("pgd",), {}, "data"))
+    planned = ledgers.cascade("pgd")
+    ledger.create(SweepRecord("id", "s", 0.0, 2, document, ("clean_acc", "robust_acc"), planned, {}, "data"))
     with Lease(ledger):
         ledger.propose(0, "plain", {}, {}, {}, 1)
         ledger.start_training(0)
@@ -153,7 +155,8 @@ def test_launching_an_existing_name_points_to_resume(run: Run, sweep: Path) -> N
 
 
 def test_an_unknown_sweep_is_named_with_those_that_exist(run: Run, sweep: Path) -> None:
-    for command in (("status",), ("resume",), ("report",), ("export",), ("logs", "0")):
+    commands = (("status",), ("resume",), ("report",), ("export",), ("evaluate",))
+    for command in (*commands, ("logs", "0"), ("verify", "0"), ("compare", "0", "1")):
         name, *rest = command
         text = run(name, "t", *rest, cwd=sweep, code=2)
         assert "no sweep 't'" in text

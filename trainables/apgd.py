@@ -15,7 +15,6 @@ with the last one seen and not with the best.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
@@ -33,6 +32,8 @@ MOMENTUM = 0.25
 RISING = 0.75
 """Share ρ of the steps since the last checkpoint that must raise the loss, or the step is halved."""
 MOST_TARGETS = 9
+CLASSES_FOR_RATIO = 3
+"""The ratio divides by a difference to the third largest logit."""
 CLASSES_FOR_TARGETS = 4
 """The targeted ratio divides by a difference to the fourth largest logit."""
 
@@ -135,11 +136,7 @@ def climb(
         targets: (n, …) whatever `loss` takes beside the logits.
     """
     logits, gradient = loss_gradient(model, start, targets, lambda z, t: loss(z, t).sum())
-    if bool((gradient.flatten(1) == 0).all(1).any()):
-        warnings.warn(
-            "the gradient of the loss vanishes at some starting points; attacks by gradient may be unreliable there",
-            stacklevel=2,
-        )
+    worst.note_gradient(rows, gradient)
     walkers = _walkers(worst, rows, start, targets, gradient, loss(logits, targets), threat)
     walkers.keep(worst.offer(rows, start, logits))
     windows = checkpoints(steps)
@@ -181,20 +178,34 @@ def climb_with_restarts(
 
 
 def climb_to_targets(
-    model: Model, worst: WorstCase, image_ids: Tensor, *, seed: int, threat: Threat, steps: int, targets: int
+    model: Model,
+    worst: WorstCase,
+    image_ids: Tensor,
+    *,
+    seed: int,
+    threat: Threat,
+    steps: int,
+    targets: int,
+    first: int = 0,
 ) -> None:
-    """Climb on the targeted ratio toward each of the `targets` best wrong classes, on the images that still stand.
+    """Climb on the targeted ratio toward wrong classes, the best of them first, on the images that still stand.
 
-    Raises: AttackError if there are fewer than four classes.
+    Args:
+        targets: how many classes, as far as there are so many.
+        first: how many of the best wrong classes are left out.
+
+    Raises: AttackError if there are fewer than four classes, or none is left.
     """
     rows = worst.standing
     if not len(rows):
         return
     with torch.no_grad():
-        found = best_wrong_classes(model(worst.origin[rows]), worst.labels[rows], targets)
+        found = best_wrong_classes(model(worst.origin[rows]), worst.labels[rows], first + targets)
+    if first >= found.shape[1]:
+        raise AttackError(f"apgd_t: first must be below the {found.shape[1]} wrong classes, found {first}.")
     aims = torch.zeros(len(worst.labels), found.shape[1], dtype=torch.long, device=rows.device)
     aims[rows] = found
-    for rank in range(aims.shape[1]):
+    for rank in range(first, aims.shape[1]):
         rows = worst.standing
         if not len(rows):
             return

@@ -1,10 +1,12 @@
 """Gradient ascent on pixels inside an ε-ball: what the PGD attacks and adversarial training share.
 
-Everywhere: images (B, C, H, W) in [0, 1]; `norm` is "linf" or "l2"; ε and step sizes are on the [0, 1] pixel scale.
+Everywhere: images (B, C, H, W) in [0, 1]; `norm` is "linf" or "l2"; ε and step sizes are on the [0, 1] pixel scale; ε
+is one number, or for "linf" one for each channel, (1, C, 1, 1).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -17,6 +19,33 @@ from search_spaces.seeds import derive_seed
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (B, K) and targets → a scalar, summed over the images and not averaged: an image's gradient then does not
 depend on its batch."""
+
+
+class Batched(nn.Module):
+    """A model that may be handed more images than fit at once.
+
+    Without gradients, and in `loss_gradient`, they go through in batches of nearly equal size, as few as there can be:
+    when 1,024 images have shrunk to 300, two passes of 150 run and not one for each of the batches that they came from.
+    A pass whose pixels ask for a gradient goes straight through, whatever its size, because its graph must stay whole
+    until the caller asks for the gradient; whoever wants bounded memory there calls `loss_gradient`.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int) -> None:
+        """Args: batch_size: most images of one pass."""
+        super().__init__()
+        self.model = model
+        self.batch_size = batch_size
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.requires_grad and torch.is_grad_enabled():
+            whole: Tensor = self.model(images)
+            return whole
+        return torch.cat([self.model(part) for part in self.split(images)])
+
+    def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Split a tensor (B, …) into ⌈B / batch_size⌉ parts whose lengths differ by one at most; none make one part."""
+        return tensor.tensor_split(max(1, math.ceil(len(tensor) / self.batch_size)))
 
 
 @contextmanager
@@ -47,18 +76,24 @@ def loss_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return the logits (B, K) and the gradient (B, C, H, W) of the loss with respect to the pixels.
 
-    Args: targets: whatever `loss` takes beside the logits.
+    A `Batched` model is asked batch by batch.
+
+    Args: targets: (B, …) whatever `loss` takes beside the logits.
     """
+    if isinstance(model, Batched):
+        batches = zip(model.split(images), model.split(targets), strict=True)
+        logits, gradients = zip(*(loss_gradient(model.model, *batch, loss) for batch in batches), strict=True)
+        return torch.cat(logits), torch.cat(gradients)
     assert callable(model)
     pixels = images.detach().requires_grad_(True)
     with torch.enable_grad():
-        logits: Tensor = model(pixels)
-        (gradient,) = torch.autograd.grad(loss(logits, targets), pixels)
-    return logits.detach(), gradient
+        outputs: Tensor = model(pixels)
+        (gradient,) = torch.autograd.grad(loss(outputs, targets), pixels)
+    return outputs.detach(), gradient
 
 
 def ascend(
-    images: Tensor, gradient: Tensor, origin: Tensor, *, norm: str, epsilon: float, step_size: float | Tensor
+    images: Tensor, gradient: Tensor, origin: Tensor, *, norm: str, epsilon: float | Tensor, step_size: float | Tensor
 ) -> Tensor:
     """Return the images after one steepest-ascent step, projected onto the ε-ball around `origin` and onto [0, 1].
 
@@ -68,11 +103,12 @@ def ascend(
     return project(images + step_size * direction, origin, norm=norm, epsilon=epsilon)
 
 
-def project(images: Tensor, origin: Tensor, *, norm: str, epsilon: float) -> Tensor:
+def project(images: Tensor, origin: Tensor, *, norm: str, epsilon: float | Tensor) -> Tensor:
     """Return the nearest images of the ε-ball, then clamped to [0, 1], which leads no further away from `origin`."""
     change = images - origin
     if norm == "linf":
-        change = change.clamp(-epsilon, epsilon)
+        bound = epsilon if isinstance(epsilon, Tensor) else change.new_full((), epsilon)
+        change = change.clamp(-bound, bound)
     else:
         change = change * (epsilon / _length(change).clamp_min(1e-12)).clamp_max(1.0)
     return (origin + change).clamp(0, 1)
@@ -103,7 +139,7 @@ def image_noise(origin: Tensor, ids: Iterable[int], norm: str, *parts: object) -
     return torch.stack(noises).to(origin), torch.stack(radii).to(origin)
 
 
-def spread(noise: Tensor, radius: Tensor, *, norm: str, epsilon: float) -> Tensor:
+def spread(noise: Tensor, radius: Tensor, *, norm: str, epsilon: float | Tensor) -> Tensor:
     """Turn ready-made random numbers into perturbations that are uniform in the ε-ball.
 
     Args:

@@ -13,7 +13,7 @@ from trainables.attack import Threat
 from trainables.attacks.pgd import Pgd, PgdConfig
 from trainables.config import MonitorConfig
 from trainables.dataset import Images, Splits, balanced_subset
-from trainables.verdicts import judge
+from trainables.verdicts import clean_correct, judge, units
 
 SEED = derive_seed("monitor")
 """Of the choice of images and of the random starts: the same in every epoch and trial, so that curves compare."""
@@ -39,8 +39,13 @@ class Monitor:
         return {"train/robust_acc": train, "val/robust_acc": validation, "val/robust_gap": train - validation}
 
     def _robust_accuracy(self, model: nn.Module, images: Images, ids: torch.Tensor) -> float:
-        verdict = judge(model, self._attack, images, ids, seed=SEED, batch_size=self._batch_size, device=self._device)
-        return verdict.robust_accuracy
+        size, device = self._batch_size, self._device
+        standing = ids[clean_correct(model, images, ids, size, device)]
+        verdicts = [
+            judge(model, self._attack, images, unit, seed=SEED, batch_size=size, device=device)
+            for unit in units(standing, size)
+        ]
+        return sum(int(verdict.correct.sum()) for verdict in verdicts) / len(ids)
 
 
 def pgd_of(config: MonitorConfig) -> PgdConfig:

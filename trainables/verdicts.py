@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search_spaces.errors import AttackError
-from trainables.ascent import distance, frozen
-from trainables.attack import Attack, Threat
+from trainables.ascent import Batched
+from trainables.attack import Attack
+from trainables.canonical_passes import CANONICAL_BATCH, evaluating, judging, padded_logits
 from trainables.dataset import Images
+from trainables.examination import EXAMINED, examine
+from trainables.verified import check_logits, check_shape, checked_pixels, verified
+from trainables.worst_case import WorstCase
 
-TOLERANCE = 1e-6
-"""How far float32 rounding may carry a pixel out of the ε-ball or of [0, 1]; in L2 it grows with √pixels."""
+PACKED_BATCHES = 4
+"""Batches of images that are judged together, at most (our choice). The survivors of four fill whole batches until less
+than a quarter of the images stand, and what a killed evaluation loses stays small."""
+FLAT = "some images have a gradient of exactly zero where an ascent starts; attacks by gradient may be unreliable there"
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,8 @@ class Verdict:
 
     ids: Tensor
     """(n,) positions in the split."""
-    clean: Tensor
-    """(n,) bool: classified correctly without an attack."""
     correct: Tensor
-    """(n,) bool: still classified correctly after the attack; false where `clean` is."""
+    """(n,) bool: still classified correctly after the attack."""
     warnings: tuple[str, ...]
     """What the attack had to say, each sentence once."""
     forward_images: int
@@ -39,14 +42,68 @@ class Verdict:
     backward_images: int
     """Images whose gradient was computed."""
     seconds: float
+    mismatched: Tensor
+    """(n,) bool: the attack claimed something else than the evaluator's own pass says."""
+    flat_start: Tensor
+    """(n,) bool: the gradient was exactly zero where an ascent started."""
+    attacked: Tensor | None = None
+    """(m, C, H, W): the images `ids[~correct]`, in that order, as they were misclassified in the evaluator's own pass,
+    bit by bit; float32 if the data set's images are. None if they were not to be kept, or if nothing was judged."""
 
     @property
-    def clean_accuracy(self) -> float:
-        return float(self.clean.double().mean())
+    def mismatches(self) -> int:
+        return int(self.mismatched.sum())
 
     @property
-    def robust_accuracy(self) -> float:
-        return float(self.correct.double().mean())
+    def flat(self) -> int:
+        return int(self.flat_start.sum())
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Return what the unit cost, for the verdict store."""
+        return {"forwards": self.forward_images, "backwards": self.backward_images, "seconds": self.seconds}
+
+    @property
+    def per_image(self) -> dict[str, Tensor]:
+        """Return what adds up over images, for the verdict store: each (n,)."""
+        return {"mismatches": self.mismatched, "flat": self.flat_start}
+
+
+@dataclass(frozen=True)
+class CleanVerdict:
+    """One model without an attack, image by image."""
+
+    ids: Tensor
+    """(n,) positions in the split."""
+    correct: Tensor
+    """(n,) bool: classified correctly."""
+    logit_scales: Tensor
+    """(n,) float64: largest minus smallest logit. Logits that are tiny or huge can hide gradients in rounding."""
+    warnings: tuple[str, ...]
+    """What the examination of the model had to say."""
+    forward_images: int
+    """Images that went through the model, those of the examination included."""
+    seconds: float
+    attacked: None = None
+    """Nothing was attacked."""
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Return what the unit cost, for the verdict store."""
+        return {"forwards": self.forward_images, "seconds": self.seconds}
+
+    @property
+    def per_image(self) -> dict[str, Tensor]:
+        """Return what adds up over images, for the verdict store: (n,)."""
+        return {"logit_scale_sum": self.logit_scales}
+
+
+def units(ids: Tensor, batch_size: int, batches: int = PACKED_BATCHES) -> list[Tensor]:
+    """Split ids (n,) into what is judged, and lost, at once: as few parts of nearly equal size as there can be.
+
+    Args: batches: a part is no larger than so many times batch_size.
+    """
+    return list(ids.tensor_split(math.ceil(len(ids) / (batches * batch_size)))) if len(ids) else []
 
 
 def judge(
@@ -58,34 +115,77 @@ def judge(
     seed: int,
     batch_size: int,
     device: torch.device,
+    keep: bool = False,
 ) -> Verdict:
-    """Attack the correctly classified images among `ids` and say which withstood.
+    """Attack the images `ids`, which the model classifies correctly, all in one unit, and say which withstood.
 
-    An image falls only if a forward pass of our own, in batches of one shape, misclassifies what the attack returned.
-    The model comes back in its mode and with its flags; TF32 is off throughout.
+    An image falls only if a forward pass of our own, in CANONICAL_BATCH images, misclassifies what the attack returned.
+    The model comes back in its mode and with its flags; TF32 is off throughout. An attack that has a `run` of its own
+    gets all images at once and a model that takes any number of them; any other gets them batch by batch.
+
+    Args: keep: whether the verdict keeps what the fallen images became.
 
     Raises: AttackError if an attack returns images outside [0, 1] or outside its ε-ball, by more than rounding
-        (TOLERANCE), or of another shape.
+        (TOLERANCE), or of another shape; if the images, labels or logits cannot be judged; if the memory is too small.
+    """
+    if not len(ids):
+        nobody = torch.zeros(0, dtype=torch.bool)
+        return Verdict(ids, nobody, (), 0, 0, 0.0, nobody, nobody)
+    started = time.monotonic()
+    name = type(attack).__name__
+    with judging(model, name, batch_size, device) as counts, _collected_warnings() as said:
+        origin = checked_pixels(images.take(ids), ids).to(device)
+        labels = images.labels[ids].to(device)
+        with torch.no_grad():
+            check_logits(model(origin[:1]), labels, ids)
+        worst = _attacked(attack, Batched(model, batch_size), origin, labels, seed, ids)
+        attacked = verified(worst.images.detach(), origin, attack.threat, name)
+        correct = confirmed(model, attacked, labels)
+        mismatched = worst.lead.isfinite() & ((worst.lead > 0) == correct)
+    texts = [str(item.message) for item in said]
+    return Verdict(
+        ids,
+        correct.cpu(),
+        tuple(dict.fromkeys([*texts, FLAT] if bool(worst.flat.any()) else texts)),
+        counts["forward"],
+        counts["backward"],
+        time.monotonic() - started,
+        mismatched.cpu(),
+        worst.flat.cpu(),
+        attacked[~correct].cpu() if keep else None,
+    )
+
+
+def judge_clean(
+    model: nn.Module, images: Images, ids: Tensor, *, batch_size: int, device: torch.device
+) -> CleanVerdict:
+    """Say which of the images `ids` the model classifies correctly, and examine the model on the first of them.
+
+    Every pass has CANONICAL_BATCH images, as in `judge`. Args: batch_size: of the examination, at most.
+
+    Raises: AttackError if the images, labels or logits cannot be judged; if the memory is too small.
     """
     started = time.monotonic()
-    with _evaluating(model), frozen(model), _counting(model) as counts, _collected_warnings() as said:
-        clean = clean_correct(model, images, ids, batch_size, device)
-        correct = clean.clone()
-        for where in _batches(clean.nonzero().squeeze(1), batch_size):
-            origin = images.take(ids[where]).to(device)
-            labels = images.labels[ids[where]].to(device)
-            attacked = attack.perturb(model, origin, labels, seed, ids[where])
-            attacked = _verified(attacked.detach(), origin, attack.threat, type(attack).__name__)
-            correct[where] = (_padded_logits(model, attacked, batch_size).argmax(1) == labels).cpu()
-    texts = tuple(dict.fromkeys(str(item.message) for item in said))
-    return Verdict(ids, clean, correct, texts, counts["forward"], counts["backward"], time.monotonic() - started)
+    hits, scales = [torch.zeros(0, dtype=torch.bool)], [torch.zeros(0, dtype=torch.float64)]
+    with judging(model, "the clean pass", batch_size, device) as counts:
+        for part in _batches(ids, CANONICAL_BATCH):
+            pixels = checked_pixels(images.take(part), part).to(device)
+            labels = images.labels[part].to(device)
+            logits = padded_logits(model, pixels, CANONICAL_BATCH)
+            check_logits(logits, labels, part)
+            hits.append((logits.argmax(1) == labels).cpu())
+            scales.append((logits.amax(1) - logits.amin(1)).double().cpu())
+        few = ids[: min(EXAMINED, batch_size)]
+        texts = examine(model, images.take(few).to(device), images.labels[few].to(device)) if len(few) else ()
+    seconds = time.monotonic() - started
+    return CleanVerdict(ids, torch.cat(hits), torch.cat(scales), texts, counts["forward"], seconds)
 
 
 def clean_correct(model: nn.Module, images: Images, ids: Tensor, batch_size: int, device: torch.device) -> Tensor:
     """Return which of the images `ids` the model classifies correctly in eval mode: (n,) bool, on the CPU."""
     if not len(ids):
         return torch.zeros(0, dtype=torch.bool)
-    return predict_logits(model, images, ids, batch_size, device).argmax(1) == images.labels[ids]
+    return predict_logits(model, images, ids, batch_size, device).argmax(1) == images.labels[ids].cpu()
 
 
 def predict_logits(model: nn.Module, images: Images, ids: Tensor, batch_size: int, device: torch.device) -> Tensor:
@@ -93,79 +193,43 @@ def predict_logits(model: nn.Module, images: Images, ids: Tensor, batch_size: in
 
     Every pass has the shape of a full batch, so that an image's logits do not depend on how many others there are.
     """
-    with _evaluating(model):
+    with evaluating(model):
         parts = [
-            _padded_logits(model, images.take(part).to(device), batch_size).cpu() for part in _batches(ids, batch_size)
+            padded_logits(model, images.take(part).to(device), batch_size).cpu() for part in _batches(ids, batch_size)
         ]
     return torch.cat(parts)
+
+
+def confirmed(model: nn.Module, attacked: Tensor, labels: Tensor) -> Tensor:
+    """Return which images (n, C, H, W) are classified correctly in eval mode with TF32 off: (n,) bool.
+
+    Every pass has CANONICAL_BATCH images. An image with NaN among its logits is none of them.
+    """
+    with evaluating(model):
+        parts = [padded_logits(model, part, CANONICAL_BATCH) for part in _batches(attacked, CANONICAL_BATCH)]
+    logits = torch.cat(parts) if parts else torch.zeros(0, 1, device=attacked.device)
+    return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
+
+
+def _attacked(attack: Attack[Any], model: Batched, origin: Tensor, labels: Tensor, seed: int, ids: Tensor) -> WorstCase:
+    """Return what the attack made of the images (n, C, H, W); it gets copies of all that it is judged by.
+
+    Whoever only has a `perturb` may hold the graph of all that it is given, which is a batch therefore.
+    """
+    worst = WorstCase(origin.clone(), labels.clone())
+    if type(attack).run is not Attack.run:
+        attack.run(model, worst, seed, ids)
+        return worst
+    for rows in torch.arange(len(origin), device=origin.device).split(model.batch_size):
+        found = attack.perturb(model, origin[rows], labels[rows], seed, ids[rows.cpu()])
+        check_shape(found, origin[rows], type(attack).__name__)
+        worst.take(rows, found.detach())
+    return worst
 
 
 def _batches(positions: Tensor, size: int) -> tuple[Tensor, ...]:
     """Split positions; none at all make no batch, where torch's own split makes an empty one."""
     return positions.split(size) if len(positions) else ()
-
-
-@torch.no_grad()
-def _padded_logits(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    missing = batch_size - len(images)
-    full = torch.cat([images, images[:1].expand(missing, *images.shape[1:])]) if missing > 0 else images
-    logits: Tensor = model(full)[: len(images)]
-    return logits.float()
-
-
-def _verified(attacked: Tensor, origin: Tensor, threat: Threat, name: str) -> Tensor:
-    """Return the attacked images clamped to [0, 1], or raise AttackError if they break the threat model."""
-    if attacked.shape != origin.shape:
-        raise AttackError(f"{name} returned images of shape {tuple(attacked.shape)}, expected {tuple(origin.shape)}.")
-    if not (attacked.min() >= -TOLERANCE and attacked.max() <= 1 + TOLERANCE):  # also false for NaN
-        raise AttackError(f"{name} returned pixels in [{attacked.min():g}, {attacked.max():g}], outside [0, 1].")
-    slack = TOLERANCE if threat.norm == "linf" else TOLERANCE * max(1.0, math.sqrt(origin[0].numel()) / 10)
-    furthest = float(distance(attacked, origin, threat.norm).max())
-    if furthest > threat.epsilon + slack:
-        raise AttackError(
-            f"{name} moved an image by {furthest:g} in {threat.norm}, further than ε = {threat.epsilon:g}."
-        )
-    return attacked.clamp(0, 1)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode with full float32 precision, and everything back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    model.eval()
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = tf32
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def _counting(model: nn.Module) -> Iterator[dict[str, int]]:
-    """Count the images that pass through the model, and those whose gradient comes back."""
-    counts = {"forward": 0, "backward": 0}
-
-    def seen(count: int) -> Callable[[Tensor], None]:
-        def add(_gradient: Tensor) -> None:
-            counts["backward"] += count
-
-        return add
-
-    def on_forward(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
-        counts["forward"] += len(output)
-        if output.requires_grad:
-            output.register_hook(seen(len(output)))
-
-    handle = model.register_forward_hook(on_forward)
-    try:
-        yield counts
-    finally:
-        handle.remove()
 
 
 @contextmanager

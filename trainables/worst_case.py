@@ -30,6 +30,8 @@ class WorstCase:
         self.labels = labels
         self.images = origin.clone()
         self.lead = torch.full((len(origin),), -torch.inf, device=origin.device)
+        self.flat = torch.zeros(len(origin), dtype=torch.bool, device=origin.device)
+        """(B,) images at whose start the gradient of an attack's loss was exactly zero."""
 
     def offer(self, rows: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
         """Keep those candidates (n, C, H, W) of the images `rows` (n,) that are worse, and say who stands (n,) bool.
@@ -41,6 +43,14 @@ class WorstCase:
         self.images[rows[worse]] = candidates[worse]
         self.lead[rows[worse]] = lead[worse]
         return ~(lead > SURE_MARGIN)
+
+    def take(self, rows: Tensor, candidates: Tensor) -> None:
+        """Replace the images `rows` (n,) by candidates that come without logits: nothing is claimed about them."""
+        self.images[rows] = candidates.to(self.images)
+
+    def note_gradient(self, rows: Tensor, gradient: Tensor) -> None:
+        """Remember whose gradient (n, C, H, W) is exactly zero at the start of an ascent."""
+        self.flat[rows] |= (gradient == 0).flatten(1).all(1)
 
     @property
     def standing(self) -> Tensor:

@@ -7,6 +7,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from trainables.ascent import distance
 from trainables.attack import Threat, find_attack
@@ -14,10 +15,10 @@ from trainables.checkpoint import weights_digest
 from trainables.config import attack_config_type
 from trainables.registry import find, names
 from trainables.verdicts import clean_correct, judge
+from trainables.worst_case import WorstCase
 
 ATTACKS = names("attacks")
-PACKAGED = {"autoattack"}
-"""Attacks by others, whose random numbers belong to a batch and not to an image."""
+WITHOUT_GRADIENTS = {"square"}
 CPU = torch.device("cpu")
 QUICK = {"steps": 4, "queries": 15}
 
@@ -106,7 +107,7 @@ def test_the_model_is_left_as_it_was(key, trained, victims):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("key", [key for key in ATTACKS if key not in PACKAGED])
+@pytest.mark.parametrize("key", ATTACKS)
 def test_order_and_batching_do_not_matter(key, norm, trained, victims):
     images, labels, ids = (part.double() if part.is_floating_point() else part for part in victims)
     model = trained._replace(model=deepcopy(trained.model).double())  # float64: no rounding differs between shapes
@@ -126,12 +127,40 @@ def test_it_says_which_norms_it_supports(key):
 
 
 @pytest.mark.parametrize("key", ATTACKS)
-def test_its_verdict_repeats_and_counts_what_it_cost(key, trained):
-    ids = torch.arange(16)
+def test_its_verdict_repeats_and_counts_what_it_cost(key, trained, victims):
+    ids = victims[2]
     first, second = (
         judge(trained.model, build(key), trained.splits.test, ids, seed=1, batch_size=16, device=CPU) for _ in range(2)
     )
     assert torch.equal(first.correct, second.correct)
-    assert bool((first.correct <= first.clean).all())
-    assert first.forward_images == second.forward_images > 16
-    assert first.backward_images == second.backward_images >= int(first.clean.sum())
+    assert first.forward_images == second.forward_images > 12
+    assert first.backward_images == second.backward_images
+    assert (first.backward_images >= 12) == (key not in WITHOUT_GRADIENTS)
+
+
+@pytest.mark.parametrize("key", ATTACKS)
+def test_it_leaves_alone_who_has_surely_fallen(key, trained, victims):
+    images, labels, ids = victims
+    attack, worst, alone = build(key), WorstCase(images, labels), WorstCase(images[4:], labels[4:])
+    worst.offer(torch.arange(4), torch.ones_like(images[:4]), one_hot((labels[:4] + 1) % 10, 10).float())
+    attack.run(trained.model, worst, 0, ids)
+    attack.run(trained.model, alone, 0, ids[4:])
+    assert bool((worst.images[:4] == 1).all())
+    assert torch.equal(worst.images[4:], alone.images)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("key", ATTACKS)
+def test_its_parts_are_attacks_that_may_run_so(key, norm):
+    threat = Threat(norm=norm)
+    parts = find("attacks", key).parts(quick_config(key), 10)
+    assert len({part.label for part in parts}) == len(parts)
+    for part in parts:
+        found = find("attacks", part.attack)
+        assert type(part.config) is found.Config
+        assert list(found.check(part.config, threat, 10)) == []
+        assert found.parts(part.config, 10) == ()
+    if parts:
+        assert find("attacks", key).passes(quick_config(key), 10)[1] == sum(
+            find("attacks", part.attack).passes(part.config, 10)[1] for part in parts
+        )

@@ -17,7 +17,7 @@ from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.pareto import next_unsettled
-from sweeps.records import Split, StageRecord, State, SweepRecord
+from sweeps.records import LAUNCHED, PlannedStage, Split, StageRecord, State, SweepRecord
 from sweeps.summary import front_of
 
 IMAGES = 256
@@ -33,6 +33,67 @@ STACKS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+THREAT = {"norm": "linf", "epsilon": 8 / 255}
+PARTS = ("apgd_ce", "apgd_t_0", "apgd_t_1", "apgd_t_2", "fab_t", "square")
+
+
+def planned(label: str, position: int, split: Split = "validation", **changes: Any) -> PlannedStage:
+    """A stage of the launched plan's cascade; a label with a dot is a part."""
+    column, _, part = label.partition(".")
+    stage = PlannedStage(
+        split=split,
+        position=position,
+        plan=LAUNCHED,
+        column=column,
+        label=label,
+        attack=part.rstrip("_0123456789") or column,
+        config={"steps": 20} if column == "pgd" else {},
+        threat=THREAT,
+        cumulative=True,
+        images=IMAGES,
+        batch_size=128,
+        seed=0,
+        passes=(3, 61) if column == "pgd" else (4, 1000),
+    )
+    return replace(stage, **changes)
+
+
+def cascade(*labels: str, split: Split = "validation", **changes: Any) -> tuple[PlannedStage, ...]:
+    """A cascade of the launched plan on one split."""
+    return tuple(planned(label, position, split, **changes) for position, label in enumerate(labels))
+
+
+def parted(split: Split = "validation", **changes: Any) -> tuple[PlannedStage, ...]:
+    """PGD, then AutoAttack in its parts."""
+    return cascade("pgd", *(f"autoattack.{part}" for part in PARTS), split=split, **changes)
+
+
+def judged(stage: PlannedStage, standing: Any, number: int = 0, **changes: Any) -> StageRecord:
+    """A stage that has run: `standing` are its verdicts, or how many of its images, the first ones, are left."""
+    verdicts = np.asarray(standing, dtype=bool) if np.ndim(standing) else np.arange(stage.images) < standing
+    record = StageRecord(
+        number=number,
+        split=stage.split,
+        position=stage.position,
+        attack=stage.label,
+        config={**stage.config, **stage.threat},
+        digest=f"{stage.plan}-{stage.split}-{number}-{stage.position}",
+        state="done",
+        started_at=1_790_000_100.0,
+        images=len(verdicts),
+        clean_correct=len(verdicts),
+        survivors=int(verdicts.sum()),
+        verdicts=verdicts,
+        forwards=1000,
+        backwards=500,
+        seconds=2.0,
+        plan=stage.plan,
+        column=stage.column,
+        cumulative=stage.cumulative,
+    )
+    return replace(record, **changes)
+
+
 def sweep_record(**changes: Any) -> SweepRecord:
     """A sweep of 8 trials with two objectives and two validation attacks."""
     sweep = SweepRecord(
@@ -42,7 +103,7 @@ def sweep_record(**changes: Any) -> SweepRecord:
         requested=8,
         document={"name": "digits", "methods": [{"jasmin": {"k": [0, 1, 2, 4]}}], "attacks": {"epsilon": "8/255"}},
         objectives=("clean_acc", "robust_acc"),
-        planned_stages=("pgd", "autoattack"),
+        planned_stages=cascade("pgd", "autoattack") + cascade("pgd", "autoattack", split="test"),
         environment={"git": {"revision": "0123abcd", "dirty": False}, "packages": {"torch": "2.15.0", "ray": "2.60.0"}},
         data_digest="d41d8cd98f00b204",
     )
@@ -135,8 +196,9 @@ def attack(
 def stage_record(number: int, split: Split = "validation", position: int = 0) -> StageRecord:
     """A stage that is about to run."""
     label = ("pgd", "autoattack")[position]
-    config = {"norm": "linf", "epsilon": 8 / 255} | ({"steps": 20} if position == 0 else {})
-    return StageRecord(number, split, position, label, config, f"{split}-{number}-{position}", "running", time.time())
+    config = THREAT | ({"steps": 20} if position == 0 else {})
+    digest = f"{split}-{number}-{position}"
+    return StageRecord(number, split, position, label, config, digest, "running", time.time(), column=label)
 
 
 def finish(ledger: Ledger, number: int, label: str, clean: float, pgd: int, auto: int | None, seed: int = 0) -> None:

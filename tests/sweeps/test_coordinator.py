@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sweeps import coordinator as module
+from sweeps.attack_plan import planned_stages
 from sweeps.config import parse_sweep
 from sweeps.coordinator import Coordinator
-from sweeps.evaluation import StageJob, Verdicts
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.records import State, SweepRecord
+from sweeps.stage_job import StageJob, StageOutcome
 from sweeps.summary import front_of, status
+from tests.sweeps import ledgers
 from trainables.tune import Report, TrainingJob
 
 DOCUMENT: dict[str, Any] = {
@@ -31,10 +31,12 @@ DOCUMENT: dict[str, Any] = {
         "epsilon": 0.05,
         "images": 10,
         "stages": [{"pgd": {"steps": 5}}, {"pgd": {"steps": 20}}],
+        "columns": {"FGSM": "fgsm"},
         "test": {"images": 10, "stages": ["fgsm", "pgd"], "trials": 2},
     },
     "search": {"trials": 4, "sampler": "random"},
 }
+SIZES = {"validation": 300, "test": 300}
 
 
 class FakePool:
@@ -45,11 +47,14 @@ class FakePool:
         self.running: list[StageJob] = []
         self.judged: list[tuple[int, str, int]] = []
         self._survivors = survivors
-        self.files: dict[str, Verdicts] = {}
 
     @property
     def free(self) -> int:
-        return self.capacity - len(self.running)
+        return max(0, self.capacity - len(self.running))
+
+    @property
+    def takes_first_stages(self) -> bool:
+        return True
 
     @property
     def busy(self) -> bool:
@@ -58,13 +63,14 @@ class FakePool:
     def submit(self, job: StageJob) -> None:
         self.running.append(job)
 
-    def done(self) -> list[tuple[StageJob, str | None]]:
+    def done(self) -> list[tuple[StageJob, StageOutcome | str]]:
         ended = [(job, self._judge(job)) for job in self.running]
         self.running.clear()
         return ended
 
-    def _judge(self, job: StageJob) -> str | None:
-        self.judged.append((job.number, job.split, job.position))
+    def _judge(self, job: StageJob) -> StageOutcome | str:
+        stage = job.stage
+        self.judged.append((job.number, stage.split, stage.position))
         try:
             count = self._survivors(job)
         except RuntimeError as error:
@@ -72,9 +78,8 @@ class FakePool:
         correct = np.arange(10) < count
         if job.standing is not None:
             assert (correct <= np.array(job.standing)).all(), "a stage may only take away"
-        record = replace(job.record(), state="done", images=10, survivors=count, verdicts=correct, clean_correct=10)
-        self.files[job.digest] = Verdicts(record, 0.8 if job.split == "test" and job.position == 0 else None)
-        return None
+        record = ledgers.judged(stage, correct, job.number, clean_correct=10)
+        return StageOutcome(record, 10, 0.8 if stage.split == "test" and stage.position == 0 else None)
 
 
 @pytest.fixture
@@ -84,7 +89,7 @@ def folder(tmp_path: Path) -> SweepFolder:
     ledger = Ledger.at(folder.ledger)
     config = parse_sweep(DOCUMENT)
     assert config.attacks is not None
-    stages = tuple(s.label for s in config.attacks.stages)
+    stages = planned_stages(config.attacks, 10, SIZES)
     ledger.create(
         SweepRecord("id", "s", time.time(), 4, config.document, ("clean_acc", "robust_acc"), stages, {}, "data")
     )
@@ -109,19 +114,6 @@ def coordinate(
     return found
 
 
-@pytest.fixture(autouse=True)
-def _verdicts_of_the_fake_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    pools: list[FakePool] = []
-    created = FakePool.__init__
-
-    def remember(self: FakePool, survivors: Callable[[StageJob], int]) -> None:
-        created(self, survivors)
-        pools.append(self)
-
-    monkeypatch.setattr(FakePool, "__init__", remember)
-    monkeypatch.setattr(module, "read_verdicts", lambda job: pools[-1].files[job.digest])
-
-
 def trained(job: TrainingJob, clean_acc: float) -> Report:
     history = ({"val/clean_acc": 0.1}, {"val/clean_acc": clean_acc})
     return Report(job.number, "trained", history, clean_acc, f"weights{job.number}", 1.0)
@@ -136,7 +128,7 @@ def train_all(coordinator: Coordinator, clean: Callable[[int], float]) -> None:
 
 
 def settle(coordinator: Coordinator) -> None:
-    while coordinator.poll_dear_stages():
+    while coordinator.poll_later_stages(final=True):
         coordinator.poll()
 
 
@@ -145,7 +137,10 @@ def test_a_sweep_runs_to_its_end_and_only_the_front_gets_the_dear_stages(ledger:
     clean = {0: 0.7, 1: 0.8, 2: 0.9, 3: 0.6}
 
     def survivors(job: StageJob) -> int:
-        return first[job.number] - job.position if job.split == "validation" else 2 - job.position
+        stage = job.stage
+        if not stage.cumulative:
+            return 7
+        return first[job.number] - stage.position if stage.split == "validation" else 2 - stage.position
 
     coordinator = coordinate(ledger, folder, survivors)
     train_all(coordinator, clean.__getitem__)
@@ -163,15 +158,59 @@ def test_a_sweep_runs_to_its_end_and_only_the_front_gets_the_dear_stages(ledger:
         (None, None),
     ]
     pool: Any = coordinator.pool
-    assert len(pool.judged) == len(set(pool.judged)) == 4 + 2 + 4
+    assert len(pool.judged) == len(set(pool.judged)) == 4 + 2 + 4 + 2 * 2  # each of two members has a column per split
+    alone = [(s.number, s.survivors) for s in ledger.stages() if not s.cumulative]
+    assert alone == [(0, 7), (0, 7), (2, 7), (2, 7)]
 
 
 def test_evaluate_all_settles_every_trial(ledger: Ledger, folder: SweepFolder) -> None:
     attacks = {**DOCUMENT["attacks"], "evaluate": "all", "test": None}
-    coordinator = coordinate(ledger, folder, lambda job: 5 - job.position, attacks=attacks)
+    coordinator = coordinate(ledger, folder, lambda job: 5 - job.stage.position, attacks=attacks)
     train_all(coordinator, lambda number: 0.9 - number / 10)
     settle(coordinator)
     assert all(t.exact for t in ledger.trials())
+    assert len([s for s in ledger.stages() if s.split == "validation" and not s.cumulative]) == 4
+
+
+def test_later_stages_run_while_trials_train_and_test_images_wait_for_the_last_one(
+    ledger: Ledger, folder: SweepFolder
+) -> None:
+    coordinator = coordinate(ledger, folder, lambda job: 5 if job.number == 0 else 4)
+    job = coordinator.next_training()
+    assert job is not None
+    coordinator.take_report(trained(job, 0.9), job.token)
+    for _ in range(4):
+        coordinator.poll()
+        coordinator.poll_later_stages(final=False)
+    pool: Any = coordinator.pool
+    assert pool.judged == [(0, "validation", 0), (0, "validation", 1)]
+    assert ledger.trial(0).exact
+    train_all(coordinator, lambda number: 0.8)  # the others are dominated
+    settle(coordinator)
+    assert [key for key in pool.judged if key[1] == "test"] == [(0, "test", 0), (0, "test", 1), (0, "test", 2)]
+    assert not ledger.trial(1).exact
+
+
+def test_a_first_stage_is_handed_over_before_anything_that_waits(ledger: Ledger, folder: SweepFolder) -> None:
+    coordinator = coordinate(ledger, folder, lambda job: 5)
+    jobs = [coordinator.next_training() for _ in range(3)]
+    pool: Any = coordinator.pool
+    pool.capacity = 0  # full of the shards of later stages
+    for job in jobs:
+        assert job is not None
+        coordinator.take_report(trained(job, 0.9), job.token)
+    coordinator.poll()
+    assert [(job.number, job.stage.position) for job in pool.running] == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_nobody_standing_is_the_end_of_a_cascade(ledger: Ledger, folder: SweepFolder) -> None:
+    coordinator = coordinate(ledger, folder, lambda job: 0)
+    train_all(coordinator, lambda number: 0.5)
+    settle(coordinator)
+    pool: Any = coordinator.pool
+    assert all(t.exact for t in ledger.trials())
+    assert (0, "validation", 1) not in pool.judged
+    assert {key[2] for key in pool.judged if key[1] == "test"} == {0, 2}  # the first stage, and the column
 
 
 def test_a_failed_training_is_tried_again_under_its_number_and_then_recorded(
@@ -221,7 +260,7 @@ def test_a_failed_first_attack_fails_the_trial_and_a_failed_later_one_keeps_its_
     ledger: Ledger, folder: SweepFolder
 ) -> None:
     def survivors(job: StageJob) -> int:
-        if (job.number, job.position) in ((0, 0), (1, 1)):
+        if job.stage.split == "validation" and (job.number, job.stage.position) in ((0, 0), (1, 1)):
             raise RuntimeError("Traceback: out of memory")
         return 5
 
@@ -267,7 +306,7 @@ def test_without_attacks_a_trained_trial_is_finished(tmp_path: Path) -> None:
     with Lease(ledger):
         coordinator = Coordinator(config, ledger, folder)
         train_all(coordinator, lambda number: number / 10)
-        assert not coordinator.poll_dear_stages()
+        assert not coordinator.poll_later_stages(final=True)
         ledger.complete()
     assert [item["trial"] for item in status(ledger)["front"]] == [3]
     ledger.close()

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from search_spaces.errors import SweepError
 from sweeps.export import export_csv, export_json, export_optuna
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
+from sweeps.records import PlannedStage
 from sweeps.snapshot import flatten
+from sweeps.summary import wilson
 from tests.sweeps import ledgers
 
 
@@ -25,6 +28,61 @@ def test_json_has_the_sweep_and_every_trial(unfinished: Ledger) -> None:
     assert [t["number"] for t in found["trials"]] == list(range(8))
     assert found["trials"][4]["error"]["text"] == ledgers.TRACEBACK
     assert [len(t["attacks"]) for t in found["trials"]] == [2, 2, 4, 1, 0, 0, 0, 1]
+
+
+def test_json_has_every_column_of_a_trial_its_flags_and_its_cost(unfinished: Ledger) -> None:
+    found = export_json(unfinished)
+    columns = found["trials"][3]["columns"]
+    assert [(c["split"], c["column"]) for c in columns] == [
+        (split, attack) for split in ("validation", "test") for attack in ("pgd", "autoattack")
+    ]
+    low, high = wilson(150, 256)
+    assert columns[0] == {
+        "split": "validation",
+        "plan": "sweep",
+        "column": "pgd",
+        "threat": {"norm": "linf", "epsilon": 8 / 255},
+        "accuracy": 150 / 256,
+        "exact": True,
+        "images": 256,
+        "survivors": 150,
+        "low": low,
+        "high": high,
+        "done": 1,
+        "planned": 1,
+    }
+    assert (columns[1]["accuracy"], columns[1]["exact"], columns[1]["done"]) == (None, False, 0)
+    assert [t["test_exact"] for t in found["trials"][:4]] == [False, False, True, False]
+    trial = found["trials"][3]
+    assert (trial["flags"], trial["mismatches"]) == ([], {"images": 0, "attacked": 0})
+    assert trial["cost"] == {"passes": 256 * 60, "saved_by_early_exit": 0, "saved_by_pruning": 150 * 1000}
+    costs = [t["cost"]["passes"] for t in found["trials"]]
+    assert found["sweep"]["cost"]["passes"] == sum(costs)
+    assert found["sweep"]["cost"]["share"] == sum(costs) / (sum(costs) + 150 * 1000)
+
+
+def test_planned_stages_are_written_whole(unfinished: Ledger) -> None:
+    shown = export_json(unfinished)["sweep"]["planned_stages"]
+    again = tuple(PlannedStage.from_plain(stage) for stage in json.loads(json.dumps(shown)))
+    assert again == unfinished.sweep().planned_stages
+
+
+def test_csv_marks_bounds_and_names_other_plans(open_ledger: Callable[..., Ledger]) -> None:
+    other = ledgers.planned("pgd", 7, plan="paper", threat={"norm": "linf", "epsilon": 4 / 255})
+    ledger = open_ledger(planned_stages=(*ledgers.parted(), other))
+    with Lease(ledger):
+        ledgers.propose(ledger, 0)
+        ledgers.train(ledger, 0, 0.9)
+        for stage, survivors in zip(ledger.sweep().planned_stages[:3], (120, 110, 100), strict=True):
+            done = ledgers.judged(stage, survivors, facts={"flat": 50.0, "attacked": 120.0})
+            ledger.start_stage(replace(done, state="running"))
+            ledger.finish_stage(done, exact=False)
+    (row,) = csv.DictReader(io.StringIO(export_csv(ledger)))
+    cells = [row[f"validation.{name}"] for name in ("pgd.survivors", "pgd.exact", "autoattack.survivors")]
+    assert cells == ["120", "True", "100"]
+    assert (row["validation.autoattack.exact"], row["paper.validation.pgd.exact"]) == ("False", "")
+    assert (row["exact"], row["flags"]) == ("False", "zero-gradients")
+    assert (row["passes"], row["saved_by_pruning"]) == (str(3 * 2000), str(100 * 4000))
 
 
 def test_csv_has_one_row_per_trial_failures_included(unfinished: Ledger) -> None:

@@ -178,6 +178,36 @@ def test_test_figures_stand_beside_and_change_no_value(finished: Ledger) -> None
     assert (trial.robust_acc, trial.test_robust_acc, trial.test_clean_acc) == (20 / 256, 15 / 256, 0.9)
 
 
+def test_only_the_launched_plans_cascade_changes_a_trials_values(finished: Ledger) -> None:
+    before = finished.trial(0)
+    column = ledgers.planned("FGSM4", 2, cumulative=False)
+    other = ledgers.planned("pgd", 3, plan="paper")
+    tested = ledgers.planned("pgd", 2, "test", plan="paper")
+    with Lease(finished):
+        finished.add_plan("paper", [other, tested])
+        for stage in (column, other, tested):
+            done = ledgers.judged(stage, 3, facts={"attacked": 20.0})
+            finished.start_stage(dataclasses.replace(done, state="running"))
+            finished.finish_stage(done, exact=False)
+            assert done in finished.stages(0)
+    after = finished.trial(0)
+    values = ("state", "robust_acc", "exact", "test_robust_acc", "test_clean_acc", "ended_at")
+    assert [getattr(after, name) for name in values] == [getattr(before, name) for name in values]
+    assert after.revision > before.revision
+
+
+def test_a_plan_is_added_once_behind_those_that_are_there(finished: Ledger) -> None:
+    before = finished.sweep().planned_stages
+    stages = tuple(ledgers.planned(f"aa.{part}", 2 + i, plan="paper") for i, part in enumerate(ledgers.PARTS))
+    with Lease(finished):
+        finished.add_plan("paper", stages)
+        assert finished.sweep().planned_stages == (*before, *stages)
+        with pytest.raises(IllegalTransition, match="plan 'paper' already"):
+            finished.add_plan("paper", stages[:1])
+    assert finished.sweep().planned_stages == (*before, *stages)
+    assert finished.sweep().planned_stages[-1].passes == (4, 1000)
+
+
 # -- nothing half -----------------------------------------------------------------------------------------------------
 
 
@@ -211,8 +241,9 @@ def statements_of(ledger: Ledger, act: Callable[[], object], allowed: int) -> in
         lambda ledger: ledger.start_stage(ledgers.stage_record(0, position=1)),
         lambda ledger: ledger.record_epochs(0, ledgers.history(9)),
         lambda ledger: ledger.raise_total(20),
+        lambda ledger: ledger.add_plan("paper", ledgers.cascade("cw", plan="paper")),
     ],
-    ids=["propose", "start_stage", "record_epochs", "raise_total"],
+    ids=["propose", "start_stage", "record_epochs", "raise_total", "add_plan"],
 )
 def test_a_kill_between_two_statements_leaves_nothing_half(
     open_ledger: Callable[..., Ledger], folder: SweepFolder, act: Callable[[Ledger], object]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
-from sweeps.mirrored import curves, finals, param_names, params_of
+from sweeps.mirrored import curves, finals, param_names, params_of, tags_of, trial_note
 from sweeps.records import Event
 from sweeps.snapshot import Snapshot
+from tests.sweeps import ledgers
 
 
 def test_clean_accuracy_is_logged_first_and_bounds_by_step(unfinished: Ledger) -> None:
@@ -15,6 +17,52 @@ def test_clean_accuracy_is_logged_first_and_bounds_by_step(unfinished: Ledger) -
     assert rows[0][:2] == ("clean_acc", 0.80)
     assert [(row.step, row.value) for row in rows if row.key == "robust_acc"] == [(0, 200 / 256), (1, 180 / 256)]
     assert [row.step for row in rows if row.key == "test_robust_acc"] == [0, 1]
+
+
+def test_an_attack_is_one_metric_whose_last_value_is_what_is_known(open_ledger: Callable[..., Ledger]) -> None:
+    alone = ledgers.planned("FGSM4", 7, cumulative=False)
+    other = ledgers.planned("pgd", 8, plan="paper")
+    ledger = open_ledger(planned_stages=(*ledgers.parted(), alone, other))
+    plan = ledger.sweep().planned_stages
+    with Lease(ledger):
+        ledgers.propose(ledger, 0)
+        ledgers.train(ledger, 0, 0.9)
+        for place, survivors in ((0, 120), (1, 110), (2, 100), (7, 64), (8, 32)):
+            done = ledgers.judged(plan[place], survivors)
+            ledger.start_stage(replace(done, state="running"))
+            ledger.finish_stage(done, exact=False)
+    snapshot, trial = Snapshot.read(ledger), ledger.trial(0)
+    rows = finals(snapshot, trial, ledger.events(0))
+    values = {key: [(row.step, row.value * 256) for row in rows if row.key == key] for key in {r.key for r in rows}}
+    assert values["robust_acc"] == [(0, 120), (1, 110), (2, 100)]
+    assert values["autoattack_acc"] == [(1, 110), (2, 100)]
+    assert (values["FGSM4_acc"], values["paper/pgd_acc"]) == ([(7, 64)], [(8, 32)])
+    assert [row.value for row in rows if row.key == "cost/autoattack_forwards"] == [1000, 2000]
+    assert not [key for key in values if "apgd" in key]
+    tags = tags_of(snapshot, trial)
+    assert (tags["trial.robust"], tags["trial.bounds"]) == ("bound", "validation.autoattack")
+    assert "trial.test_robust" not in tags
+    assert "| validation | autoattack | 100 of 256 | ≤ 0.391, 2 of 6 parts |" in trial_note(snapshot, trial)
+
+
+def test_what_had_nothing_left_to_attack_is_logged_as_zero(open_ledger: Callable[..., Ledger]) -> None:
+    ledger = open_ledger(planned_stages=ledgers.parted())
+    with Lease(ledger):
+        ledgers.propose(ledger, 0)
+        ledgers.train(ledger, 0, 0.9)
+        ledgers.attack(ledger, 0, 0, exact=True)
+    rows = finals(Snapshot.read(ledger), ledger.trial(0), ledger.events(0))
+    assert [(row.value, row.step) for row in rows if row.key == "autoattack_acc"] == [(0.0, 6)]
+    assert tags_of(Snapshot.read(ledger), ledger.trial(0))["trial.bounds"] == "none"
+
+
+def test_a_flag_is_a_tag(unfinished: Ledger) -> None:
+    snapshot = Snapshot.read(unfinished)
+    assert tags_of(snapshot, unfinished.trial(2))["trial.flags"] == "none"
+    assert tags_of(snapshot, unfinished.trial(2))["trial.test_robust"] == "exact"
+    flat = replace(snapshot.stages[2][0], facts={"flat": 50.0, "attacked": 120.0})
+    flagged = replace(snapshot, stages={2: (flat, *snapshot.stages[2][1:])})
+    assert tags_of(flagged, unfinished.trial(2))["trial.flags"] == "zero-gradients"
 
 
 def test_curves_have_the_time_when_an_epoch_was_first_heard_of() -> None:

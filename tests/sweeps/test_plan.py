@@ -14,7 +14,7 @@ from search_spaces.errors import ConfigError
 from sweeps.config import parse_sweep
 from sweeps.forecast import Range
 from sweeps.plan import Plan, describe, render
-from trainables.attacks.autoattack import AutoattackConfig, stage_passes
+from trainables.attacks.autoattack import Autoattack, AutoattackConfig
 from trainables.config import ModelConfig
 from trainables.vit import build_model
 
@@ -110,9 +110,9 @@ def test_no_more_images_are_attacked_than_there_are(arrays: Path) -> None:
 
 
 def test_autoattack_costs_what_was_counted_with_hooks() -> None:
-    standard = AutoattackConfig()
-    most = {stage: stage_passes(stage, standard, 10)[1] for stage in standard.stages}
-    assert most == {"apgd_ce": 301, "apgd_t": 2710, "fab_t": 3629, "square": 5004}
+    passes = Autoattack.passes(AutoattackConfig(), 10)
+    # APGD-CE; nine targets, each with a pass of its own that ranks the classes; FAB-T; Square
+    assert passes == (3, 301 + 9 * (1 + 301) + (1 + 9 * 403) + 5001)
 
 
 def test_an_attack_that_the_number_of_classes_rules_out_is_found_before_the_launch(arrays: Path) -> None:
@@ -130,7 +130,8 @@ def test_a_batch_that_drop_last_never_fills_is_found_before_the_launch(arrays: P
 
 def test_the_table_names_every_searched_parameter_method_and_stage(arrays: Path) -> None:
     methods = ["plain", {"jasmin": {"k": [0, 4]}}, {"jasmin": {"k": 0}, "adversarial": {"epsilon": "8/255"}}]
-    attacks = {"stages": ["pgd", "fgsm", "pgd"], "epsilon": "2/255", "test": {"stages": ["fgsm"], "trials": 2}}
+    stages = ["pgd", "fgsm", {"pgd": {"steps": 9}}]
+    attacks = {"stages": stages, "epsilon": "2/255", "test": {"stages": ["fgsm"], "trials": 2}}
     plan = plan_for(arrays, methods=methods, attacks=attacks, training={"learning_rate": "search"})
     text = shown(plan)
     for name, domain in plan.config.domains().items():

@@ -15,7 +15,8 @@ from sweeps.export import export_json
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.replicates import Spread, find_replicates
-from sweeps.report import render_html, render_markdown
+from sweeps.report import render_html
+from sweeps.report_markdown import render_markdown
 from sweeps.snapshot import Snapshot
 from tests.sweeps import ledgers
 from tests.sweeps.test_terminal import printed
@@ -57,8 +58,11 @@ def test_finished_trials_of_one_configuration_belong_together(open_ledger: Calla
 
 
 def test_a_bound_makes_the_mean_a_bound(open_ledger: Callable[..., Ledger]) -> None:
-    (found,) = find_replicates(repeated(open_ledger, exact=False).trials())
+    ledger = repeated(open_ledger, exact=False)
+    (found,) = find_replicates(ledger.trials())
     assert not found.exact
+    assert "| 3 | 0.930 ± 0.026 | ≤ 0.250 ± 0.250 | bound |" in render_markdown(Snapshot.read(ledger), "finished")
+    assert "≤ 0.250 ± 0.250 bound" in printed(replicates_table(ledger))
 
 
 def test_the_table_is_in_the_report_the_terminal_and_the_export(open_ledger: Callable[..., Ledger]) -> None:

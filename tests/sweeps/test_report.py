@@ -18,10 +18,13 @@ from sweeps.figures import front_figure
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
-from sweeps.report import build_report, render_html, render_markdown
+from sweeps.report import build_report, render_html
+from sweeps.report_markdown import render_markdown
 from sweeps.snapshot import PALETTE, Snapshot, shorten, without_passwords
+from sweeps.summary import wilson
 from tests.sweeps import ledgers
 
+FAR = {"norm": "linf", "epsilon": 4 / 255}
 EVIL = '</script><script>alert("1")</script><img src=x onerror=alert(2)>|'
 
 
@@ -73,17 +76,26 @@ def test_the_report_opens_offline(unfinished: Ledger) -> None:
 
 
 def test_what_the_ledger_says_cannot_become_markup(open_ledger: Callable[..., Ledger]) -> None:
-    ledger = open_ledger(document={"name": EVIL}, environment={EVIL: EVIL})
+    evil, part = (
+        replace(ledgers.planned("pgd", place), plan=EVIL, column=EVIL, label=f"{EVIL}.{place}") for place in (1, 2)
+    )
+    plan = (*ledgers.cascade("pgd"), evil, part)
+    ledger = open_ledger(document={"name": EVIL}, environment={EVIL: EVIL}, planned_stages=plan)
     with Lease(ledger):
         for number in (0, 1):
             ledgers.propose(ledger, number, EVIL)
         ledgers.train(ledger, 0, 0.9)
         ledgers.attack(ledger, 0, 100, exact=True)
+        flat = {"flat": 9.0, "attacked": 10.0}
+        told = ledgers.judged(evil, 50, facts=flat, warnings=(EVIL,), error=EVIL)
+        ledger.start_stage(replace(told, state="running"))
+        ledger.finish_stage(told, exact=True)
         ledger.fail(1, EVIL, EVIL)
     page = page_of(ledger)
     plain = Page(page).tags
     assert "img" not in plain
     assert plain.count("script") == 3
+    assert str(escape(f"at the start of {EVIL}.1.")) in page
     hover = next(t for t in figure_of(page)["data"] if t["name"] == EVIL)["hovertext"][0]
     assert "<script>" not in hover
     assert "&#124;" in render_markdown(Snapshot.read(ledger), "running")
@@ -127,6 +139,81 @@ def test_a_sweep_without_a_finished_trial_has_a_report(open_ledger: Callable[...
     assert "Plotly" not in page.read_text()
 
 
+def planned_anew(unfinished: Ledger) -> Snapshot:
+    """The unfinished sweep with AutoAttack in parts, a column at another ε, and another plan's PGD.
+
+    Trial 0 has everything, trial 1 stopped amid AutoAttack, trial 2 was broken by PGD alone; FGSM4 contradicts trial 0.
+    """
+    few = Snapshot.read(unfinished)
+    alone = ledgers.planned("FGSM4", 7, attack="fgsm", cumulative=False, threat=FAR)
+    other = ledgers.planned("pgd", 8, plan="paper", threat=FAR, passes=(3, 99))
+    plan = (*ledgers.parted(), alone, other)
+    stages = {
+        0: tuple(ledgers.judged(s, 100 - 5 * i, facts={"budget": 9000.0}) for i, s in enumerate(plan[:7])),
+        1: tuple(ledgers.judged(s, 90, 1) for s in plan[:4]),
+        2: (ledgers.judged(plan[0], 0, 2),),
+    }
+    stages[0] += (ledgers.judged(alone, 30, facts={"flat": 9.0, "attacked": 90.0}), ledgers.judged(other, 25))
+    trials = list(few.trials)
+    trials[0] = replace(trials[0], robust_acc=70 / 256)
+    trials[1] = replace(trials[1], robust_acc=90 / 256, exact=False)
+    trials[2] = replace(trials[2], robust_acc=0.0)
+    sweep = replace(few.sweep, planned_stages=plan)
+    return replace(few, sweep=sweep, trials=tuple(trials), stages=stages)
+
+
+def test_every_column_says_whether_it_is_exact_a_bound_or_not_there(unfinished: Ledger) -> None:
+    snapshot = planned_anew(unfinished)
+    page, markdown = render_html(snapshot, "finished", "ui"), render_markdown(snapshot, "finished")
+    heads = re.findall(r"<th>([^<]*)", page.partition('id="trials"')[2])
+    assert heads[4:8] == ["pgd", "autoattack", "FGSM4, ε = 4/255", "paper: pgd, ε = 4/255"]
+    for survivors in (70, 30, 0):
+        low, high = wilson(survivors, 256)
+        exact = f"{survivors / 256:.3f} [{low:.3f}, {high:.3f}] {survivors}/256"
+        assert f">{exact}<" in page
+        assert f"| {exact} |" in markdown
+    bound = "≤ 0.352 [0.296, 0.412] 90/256, 3 of 6 parts"
+    assert f'class="bound" data-value="0.351562">{bound}<' in page
+    assert f"| {bound} |" in markdown
+    assert '<td class="n" data-value="0.3515625">≤ 0.352<' in page
+    assert "| ≤ 0.352 [0.296, 0.412] | bound |" in markdown
+    assert "Attacks: pgd → autoattack (6 parts) (linf, ε = 8/255) on 256 validation images." in page
+
+
+def test_the_parts_are_a_table_of_their_own(unfinished: Ledger) -> None:
+    page = render_html(planned_anew(unfinished), "finished", "ui")
+    parts = page.partition('id="parts"')[2].partition("</table>")[0]
+    assert re.findall(r"<th[^>]*>(autoattack[^<]*)", parts) == [f"autoattack.{p}" for p in ledgers.PARTS]
+    rows = [re.findall(r'<td class="n">([^<]*)', row) for row in parts.split("<tr>")[2:]]
+    assert rows == [["0", "95", "90", "85", "80", "75", "70"], ["1", "90", "90", "90", "–", "–", "–"]]
+    assert 'id="parts"' not in page_of(unfinished)
+
+
+def test_flags_are_told_with_links_and_marked_in_the_tables(unfinished: Ledger) -> None:
+    snapshot = planned_anew(unfinished)
+    page, markdown = render_html(snapshot, "finished", "ui"), render_markdown(snapshot, "finished")
+    sentence = "9 of 90 validation images (10.0%) have a gradient of exactly zero at the start of FGSM4."
+    assert f'<li>trial <a href="#trial-0">0</a>: {sentence}</li>' in page
+    assert f"\n  - trial 0: {sentence}\n" in markdown
+    row = page.partition('<tr id="trial-0"')[2].partition("</tr>")[0]
+    assert 'href="#warnings"' in row
+    assert "⚠" not in page.partition('<tr id="trial-1"')[2].partition("</tr>")[0]
+    assert "<b>1</b><span>with flags" in page
+    assert 'class="flag"' not in page_of(unfinished)
+
+
+def test_passes_spent_and_saved_are_told_for_each_trial_and_in_sum(unfinished: Ledger) -> None:
+    page = render_html(planned_anew(unfinished), "finished", "ui")
+    row = page.partition('<tr id="trial-0"')[2].partition("</tr>")[0]
+    assert '<td class="n" data-value="18000">18,000<td class="n" data-value="49000">49,000' in row
+    row = page.partition('<tr id="trial-1"')[2].partition("</tr>")[0]
+    assert '<td class="n" data-value="8000">8,000<td class="n" data-value="270000">≤ 270,000' in row
+    cost = page.partition('<h2 id="cost">')[2]
+    for name, value in (("early exit", "49,000"), ("pruning", "at most 270,000, some of it still to run")):
+        assert f"<tr><td>saved by {name}<td>{value}</tr>" in cost
+    assert f"<td>at least {28000 / (28000 + 49000 + 270000):.1%} of what" in cost
+
+
 def test_a_front_that_may_still_change_says_so(open_ledger: Callable[..., Ledger]) -> None:
     ledger = open_ledger()
     with Lease(ledger):
@@ -150,7 +237,7 @@ def test_points_are_hollow_for_bounds_and_large_on_the_front(unfinished: Ledger)
     assert by_trial[1]["marker"]["color"] == by_trial[3]["marker"]["color"] == PALETTE[1]
     shown = [trace["name"] for trace in traces if trace["showlegend"]]
     assert sorted(shown) == ["adversarial", "jasmin", "plain"]
-    for fact in ("trial 3", "jasmin", "k=", "clean 0.780", "robust 0.586 [0.525, 0.645] bound"):
+    for fact in ("trial 3", "jasmin", "k=", "clean 0.780", "robust ≤ 0.586 [0.525, 0.645] bound"):
         assert fact in by_trial[3]["hovertext"][0]
 
 
@@ -179,18 +266,22 @@ def test_failures_with_the_same_last_line_are_told_once(open_ledger: Callable[..
     assert ">2</a></summary>" in page
 
 
-def test_a_thousand_trials_are_reported_in_seconds(unfinished: Ledger) -> None:
+def test_a_thousand_trials_with_twelve_columns_are_reported_in_seconds(unfinished: Ledger) -> None:
     few = Snapshot.read(unfinished)
+    alone = [ledgers.planned(f"FGSM{i}", 7 + i, cumulative=False, threat=FAR) for i in range(10)]
+    plan = (*ledgers.parted(), *alone)
     trials, stages = [], {}
     for number in range(1000):
-        like = few.trials[number % len(few.trials)]
-        trials.append(replace(like, number=number))
-        stages[number] = tuple(replace(s, number=number) for s in few.stages.get(like.number, ()))
-    many = replace(few, trials=tuple(trials), stages=stages)
+        trials.append(replace(few.trials[number % 4], number=number))
+        survivors = [100 - i for i in range(7)] + [200 - 20 * (number % 9)] * 10
+        stages[number] = tuple(ledgers.judged(s, n, number) for s, n in zip(plan, survivors, strict=True))
+    many = replace(few, sweep=replace(few.sweep, planned_stages=plan), trials=tuple(trials), stages=stages)
     started = time.perf_counter()
     page = render_html(many, "finished", "ui")
     assert time.perf_counter() - started < 15
     assert len(page.encode()) < 8e6
+    assert page.count('<tr id="trial-') == 1000
+    assert page.count("94/256<") >= 1000
 
 
 def test_a_report_is_replaced_as_a_whole(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_spaces.errors import ConfigError
+from sweeps.attack_plan import ready_made
 from sweeps.config import SweepConfig, parse_sweep, read_sweep
 from sweeps.scale import shrink
 
@@ -71,6 +72,35 @@ def test_attacks_and_their_inner_forms_are_short_and_never_longer_than_before() 
     assert smoke(attacks={"stages": ["pgd"], "test": None}).attacks.stages[0].config.plain()["restarts"] == 1  # type: ignore[union-attr]
 
 
+def test_columns_and_every_version_of_autoattack_are_short_and_keep_their_ball() -> None:
+    columns = {"F": "fgsm", "P": {"pgd": {"steps": 50}, "epsilon": "4/255"}, "A": {"autoattack": {"version": "aa10"}}}
+    stages = [{"autoattack": {"version": version}} for version in ("aa10", "rand", "standard")]
+    plan = smoke(attacks={"stages": stages, "columns": columns, "test": None}).attacks
+    assert plan is not None
+    assert list(plan.columns) == list(columns)
+    assert (plan.columns["P"].config.plain()["steps"], plan.columns["P"].threat.epsilon) == (2, 4 / 255)
+    found = [stage.config.plain() for stage in (*plan.stages, plan.columns["A"])]
+    assert [(one["version"], one["steps"], one["queries"]) for one in found] == [
+        ("standard", 2, 20),
+        ("rand", 2, 20),
+        ("standard", 2, 20),
+        ("standard", 2, 20),
+    ]
+
+
+@pytest.mark.parametrize("plan", ready_made())
+def test_a_ready_made_plan_is_shrunk_with_its_columns(plan: str, tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(f"attacks: {{plan: {plan}}}\n")
+    small, whole = (read_sweep(file, (), scale).attacks for scale in ("smoke", None))
+    assert small is not None
+    assert whole is not None
+    assert small.columns.keys() == whole.columns.keys()
+    stages = (*small.stages, *small.columns.values())
+    assert all(stage.config.plain().get("steps", 2) == 2 for stage in stages)
+    assert (small.images, small.test and small.test.images) == (8, whole.test and 8)
+
+
 def test_every_method_is_tried_once_with_its_first_known_configuration() -> None:
     config = smoke()
     found = [config.known_params(number) for number in range(config.trials)]
@@ -113,7 +143,10 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 600) | st.sampled_from(["", "pgd", "jasmin", "grid"]),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["known", "method", "stages", "test", "steps", "pgd", "images"]), inner)
+        | st.dictionaries(
+            st.sampled_from(["known", "method", "stages", "columns", "test", "steps", "pgd", "images", "epsilon"]),
+            inner,
+        )
     ),
     max_leaves=8,
 )

@@ -109,6 +109,13 @@ def test_the_interval_is_that_of_the_last_attack_on_the_split(unfinished: Ledger
     assert robust_interval(stages, 5) is None
 
 
+def test_neither_a_column_nor_another_plan_moves_the_interval(unfinished: Ledger) -> None:
+    stages = unfinished.stages()
+    column = ledgers.judged(ledgers.planned("FGSM4", 2, cumulative=False), 10, 2)
+    other = ledgers.judged(ledgers.planned("pgd", 3, plan="paper"), 5, 2)
+    assert robust_interval([*stages, column, other], 2) == wilson(180, 256)
+
+
 def test_ledgers_are_built_as_a_driver_would(open_ledger: Callable[..., Ledger]) -> None:
     ledger = open_ledger(ledgers.large, 12)
     assert sweep_state(ledger) == "finished"

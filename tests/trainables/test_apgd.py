@@ -8,10 +8,10 @@ from copy import deepcopy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
 from search_spaces.errors import AttackError
+from tests.trainables.victims import correct, hardened
 from trainables.apgd import (
     Walkers,
     best_wrong_classes,
@@ -21,20 +21,10 @@ from trainables.apgd import (
     climb_with_restarts,
     random_start,
 )
-from trainables.ascent import ascend, distance, frozen, loss_gradient
+from trainables.ascent import distance, frozen
 from trainables.attack import Threat
 from trainables.attack_losses import cross_entropy, dlr, targeted_dlr
 from trainables.worst_case import WorstCase
-
-pytestmark = pytest.mark.filterwarnings("ignore:the gradient of the loss vanishes")
-
-
-def correct(trained, model, count):
-    """The images among the first `count` of the test split that the model classifies correctly, with labels."""
-    images, labels = trained.splits.test.take(torch.arange(count)), trained.splits.test.labels[:count]
-    with torch.no_grad():
-        kept = model(images).argmax(1) == labels
-    return images[kept], labels[kept]
 
 
 @contextmanager
@@ -219,23 +209,6 @@ def compare(trained, models, threats, steps, count):
     return pairs, fell, differing
 
 
-def hardened(trained, epsilon, epochs=5):
-    """The small model after a few seconds of training on images of one gradient step."""
-    model, train = deepcopy(trained.model).train().requires_grad_(True), trained.splits.train
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(epochs):
-        for ids in torch.randperm(len(train.labels), generator=generator).split(64):
-            images, labels = train.take(ids), train.labels[ids]
-            start = random_start(images, ids.tolist(), Threat(epsilon=epsilon), 0, "test", 0)
-            _, gradient = loss_gradient(model, start, labels)
-            hard = ascend(start, gradient, images, norm="linf", epsilon=epsilon, step_size=1.25 * epsilon)
-            optimizer.zero_grad()
-            F.cross_entropy(model(hard), labels).backward()
-            optimizer.step()
-    return model.eval()
-
-
 def test_the_verdicts_are_those_of_the_authors_code(trained):
     threats = [Threat(epsilon=0.03), Threat(norm="l2", epsilon=0.15)]
     pairs, fell, differing = compare(trained, [trained.model], threats, steps=20, count=60)
@@ -334,12 +307,30 @@ def test_targets_are_the_best_wrong_classes_in_order():
         best_wrong_classes(logits[:, :3], torch.tensor([0, 1]), 9)
 
 
-def test_a_start_without_a_gradient_is_reported():
-    images = torch.full((2, 1, 4, 4), 0.5)
-    labels = torch.zeros(2, dtype=torch.long)
+def test_a_start_without_a_gradient_is_remembered_and_one_with_a_gradient_is_not():
+    images = torch.full((3, 1, 4, 4), 0.5)
+    images[1] = 0.2
+    labels = torch.zeros(3, dtype=torch.long)
 
-    def flat(x):
-        return torch.tensor([[1.0, 0.0, 0.0]]).expand(len(x), 3) + 0 * x.sum()
+    def flat_where_bright(x):
+        slope = (x.amax((1, 2, 3)) < 0.4).float()
+        lead = 1 - slope * x.sum((1, 2, 3)) / 50
+        return torch.stack([lead, torch.zeros_like(lead), torch.zeros_like(lead)], dim=1)
 
-    with pytest.warns(UserWarning, match="gradient of the loss vanishes"):
-        climbed(flat, images, labels, images, labels, cross_entropy, Threat(epsilon=0.1), 2)
+    worst = climbed(flat_where_bright, images, labels, images, labels, cross_entropy, Threat(epsilon=0.1), 2)
+    assert worst.flat.tolist() == [True, False, True]
+
+
+def test_ranks_from_the_first_on_are_aimed_at_with_the_same_starts(trained):
+    images, labels = correct(trained, trained.model, 30)
+    ids, threat = torch.arange(len(images)), Threat(epsilon=1e-5)  # nobody falls
+    run = {"seed": 0, "threat": threat, "steps": 1}
+    batches = {}
+    for first, targets in ((0, 4), (2, 2), (8, 5)):
+        with frozen(trained.model), seen(trained.model) as batches[first]:
+            climb_to_targets(trained.model, WorstCase(images, labels), ids, targets=targets, first=first, **run)
+    assert [len(found) for found in batches.values()] == [1 + 4 * 2, 1 + 2 * 2, 1 + 2]  # the ninth is the last
+    for ours, theirs in zip(batches[2][1:], batches[0][5:], strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(AttackError, match="below the 9 wrong classes, found 9"):
+        climb_to_targets(trained.model, WorstCase(images, labels), ids, targets=1, first=9, **run)

@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from trainables.ascent import ascend, distance, frozen, loss_gradient, project, spread, summed_cross_entropy
+from trainables.ascent import Batched, ascend, distance, frozen, loss_gradient, project, spread, summed_cross_entropy
 
 
 @pytest.fixture
@@ -103,3 +104,84 @@ def test_freezing_gives_each_flag_back_even_after_an_error():
         raise KeyError
     assert model.weight.requires_grad
     assert not model.bias.requires_grad
+
+
+class Watched(nn.Module):
+    """A small model in float64 that remembers how many images each pass had."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(32, 5), nn.Tanh(), nn.Linear(5, 5)).double()
+        self.sizes = []
+
+    def forward(self, images):
+        self.sizes.append(len(images))
+        return self.layers(images)
+
+
+@pytest.fixture
+def many():
+    return torch.rand(30, 2, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(30, [8, 8, 7, 7]), (17, [6, 6, 5]), (16, [8, 8]), (8, [8]), (3, [3]), (0, [0])]
+)
+def test_a_batched_model_makes_as_few_passes_of_equal_size_as_there_can_be(count, sizes, many):
+    model = Watched()
+    with torch.no_grad():
+        logits = Batched(model, 8)(many[:count])
+    assert model.sizes == sizes
+    assert torch.allclose(logits, model(many[:count]), rtol=0, atol=1e-14)
+
+
+def test_a_gradient_on_a_batched_model_is_that_of_the_model_batch_by_batch(many):
+    model = Watched()
+    labels = torch.arange(30) % 5
+    pairs = torch.stack([labels, labels.flip(0)], dim=1)
+    for loss, targets in ((summed_cross_entropy, labels), (lambda z, t: z.gather(1, t).sum(), pairs)):
+        expected = loss_gradient(model, many, targets, loss)
+        model.sizes.clear()
+        found = loss_gradient(Batched(model, 8), many, targets, loss)
+        assert model.sizes == [8, 8, 7, 7]
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.allclose(ours, theirs, rtol=0, atol=1e-14)
+            assert not ours.requires_grad
+
+
+def test_whoever_builds_a_graph_on_a_batched_model_gets_one_pass(many):
+    model = Watched()
+    pixels = many.clone().requires_grad_(True)
+    logits = Batched(model, 8)(pixels)
+    assert model.sizes == [30]
+    (gradient,) = torch.autograd.grad(summed_cross_entropy(logits, torch.arange(30) % 5), pixels)
+    assert torch.allclose(gradient, loss_gradient(model, many, torch.arange(30) % 5)[1], rtol=0, atol=1e-14)
+
+
+def test_a_batched_model_freezes_and_keeps_the_mode_of_the_model_inside():
+    model = Watched().eval()
+    batched = Batched(model, 8)
+    assert not batched.training
+    with frozen(batched):
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_each_channel_may_have_a_radius_of_its_own(origin):
+    radii = torch.tensor([0.05, 0.2], dtype=torch.float64).view(1, 2, 1, 1)
+    gradient = torch.randn(origin.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    noise = torch.rand(origin.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    radius = torch.zeros(len(origin), dtype=torch.float64)
+    moved = ascend(origin, gradient, origin, norm="linf", epsilon=radii, step_size=2 * radii)
+    change = spread(noise, radius, norm="linf", epsilon=radii)
+    for channel, epsilon in enumerate((0.05, 0.2)):
+        own = (slice(None), slice(channel, channel + 1))
+        alone = ascend(origin[own], gradient[own], origin[own], norm="linf", epsilon=epsilon, step_size=2 * epsilon)
+        assert torch.equal(moved[own], alone)
+        assert torch.equal(change[own], spread(noise[own], radius, norm="linf", epsilon=epsilon))
+        assert torch.equal(
+            project(origin + change, origin, norm="linf", epsilon=radii / 2)[own],
+            project((origin + change)[own], origin[own], norm="linf", epsilon=epsilon / 2),
+        )

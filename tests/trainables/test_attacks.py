@@ -1,33 +1,25 @@
-"""FGSM, PGD, CW, APGD and AutoAttack beyond the contract that all attacks share."""
+"""FGSM, PGD, CW, APGD, FAB and AutoAttack beyond the contract that all attacks share."""
 
 from __future__ import annotations
-
-import logging
-import random
-import sys
-import warnings
-from copy import deepcopy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from pyautoattack.fab_pt import FABAttack_PT
-from pyautoattack.square import SquareAttack
 from pydantic import ValidationError
 from torch import nn
 
 from search_spaces.errors import AttackError
-from trainables.ascent import frozen
-from trainables.attack import Threat
+from tests.trainables.victims import Linear, labelled, passes_of
+from trainables.attack import Attack, Threat
 from trainables.attacks.apgd_ce import ApgdCe, ApgdCeConfig
+from trainables.attacks.apgd_dlr import ApgdDlr
 from trainables.attacks.apgd_t import ApgdT, ApgdTConfig
-from trainables.attacks.autoattack import STAGES, Autoattack, AutoattackConfig, stage_passes
+from trainables.attacks.autoattack import Autoattack, AutoattackConfig
 from trainables.attacks.cw import Cw
-from trainables.attacks.fgsm import Fgsm
+from trainables.attacks.fgsm import Fgsm, FgsmConfig
 from trainables.attacks.pgd import Pgd, PgdConfig
 from trainables.config import AttackConfig
-from trainables.dataset import InMemory
-from trainables.verdicts import judge
+from trainables.verdicts import clean_correct, judge
 from trainables.worst_case import WorstCase, wrong_lead
 
 CPU = torch.device("cpu")
@@ -35,7 +27,15 @@ THREAT = Threat(norm="linf", epsilon=0.05)
 
 
 def verdict(trained, attack, count=64):
-    return judge(trained.model, attack, trained.splits.test, torch.arange(count), seed=0, batch_size=64, device=CPU)
+    """Judge the images among the first `count` of the test split that the model classifies correctly."""
+    test, ids = trained.splits.test, torch.arange(count)
+    ids = ids[clean_correct(trained.model, test, ids, 64, CPU)]
+    return judge(trained.model, attack, test, ids, seed=0, batch_size=64, device=CPU)
+
+
+def share(found):
+    """Return the share of the judged images that withstood."""
+    return float(found.correct.float().mean())
 
 
 @pytest.fixture
@@ -49,32 +49,30 @@ def test_fgsm_is_one_signed_step_of_the_full_radius(trained, some):
     pixels = images.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(F.cross_entropy(trained.model(pixels), labels), pixels)
     expected = (images + 0.05 * gradient.sign()).clamp(0, 1)
-    attacked = Fgsm(AttackConfig(), THREAT).perturb(trained.model, images, labels, 0, ids)
+    attacked = Fgsm(FgsmConfig(), THREAT).perturb(trained.model, images, labels, 0, ids)
     assert torch.allclose(attacked, expected, atol=1e-6)
 
 
 def test_stronger_attacks_leave_no_more_correct(trained):
-    fgsm = verdict(trained, Fgsm(AttackConfig(), THREAT))
+    fgsm = verdict(trained, Fgsm(FgsmConfig(), THREAT))
     pgd = verdict(trained, Pgd(PgdConfig(), THREAT))
     more = verdict(trained, Pgd(PgdConfig(steps=40, restarts=3), THREAT))
     package = verdict(trained, Autoattack(AutoattackConfig(steps=20, queries=50), THREAT))
-    accuracies = [fgsm.robust_accuracy, pgd.robust_accuracy, more.robust_accuracy, package.robust_accuracy]
-    assert fgsm.clean_accuracy > accuracies[0]
+    accuracies = [share(fgsm), share(pgd), share(more), share(package)]
+    assert accuracies[0] < 1
     assert accuracies == sorted(accuracies, reverse=True)
     assert accuracies[0] > accuracies[-1]
 
 
 def test_a_larger_radius_leaves_fewer_correct(trained):
-    accuracies = [
-        verdict(trained, Pgd(PgdConfig(), Threat(epsilon=epsilon))).robust_accuracy for epsilon in (0.01, 0.05, 0.1)
-    ]
+    accuracies = [share(verdict(trained, Pgd(PgdConfig(), Threat(epsilon=epsilon)))) for epsilon in (0.01, 0.05, 0.1)]
     assert accuracies[0] > accuracies[1] > accuracies[2]
 
 
 def test_the_start_differs_by_seed_by_image_and_by_restart(some):
     images = some[0][:1].expand(3, -1, -1, -1)
     attack = Pgd(PgdConfig(), THREAT)
-    starts = [attack._start(images, [5, 6, 7], seed, restart) for seed, restart in ((0, 0), (0, 1), (1, 0))]
+    starts = [attack._start(images, [5, 6, 7], seed, restart, 0.05) for seed, restart in ((0, 0), (0, 1), (1, 0))]
     assert len({tuple(start.flatten().tolist()) for batch in starts for start in batch}) == 9
 
 
@@ -89,8 +87,8 @@ def test_restarts_never_save_an_image(trained):
 def test_fooled_images_leave_the_working_batch(trained):
     strong = Threat(norm="linf", epsilon=0.3)
     found = verdict(trained, Pgd(PgdConfig(steps=50), strong))
-    assert found.robust_accuracy < 0.1
-    assert found.backward_images < 0.3 * 50 * int(found.clean.sum())
+    assert share(found) < 0.1
+    assert found.backward_images < 0.3 * 50 * len(found.ids)
 
 
 def test_an_image_that_is_not_surely_fooled_is_handed_back_as_its_worst_iterate(trained, some):
@@ -128,7 +126,7 @@ def test_cw_is_the_ascent_of_pgd_on_the_margin_of_the_logits(trained, some):
 
 def test_cw_starts_elsewhere_than_pgd(some):
     images = some[0]
-    starts = [attack(PgdConfig(), THREAT)._start(images, range(6), 0, 0) for attack in (Pgd, Cw)]
+    starts = [attack(PgdConfig(), THREAT)._start(images, range(6), 0, 0, 0.05) for attack in (Pgd, Cw)]
     assert not torch.equal(*starts)
 
 
@@ -146,21 +144,6 @@ def test_apgd_t_takes_no_more_targets_than_there_are_and_refuses_too_few_classes
         ApgdT(ApgdTConfig(), THREAT).perturb(model, data.pixels, data.labels, 0, torch.arange(20))
 
 
-def passes_of(model, run):
-    """Count the images of all forward passes in a run, and those of backward passes twice."""
-    counted = []
-
-    def on_forward(_module, _inputs, output):
-        counted.append(len(output))
-        if output.requires_grad:
-            output.register_hook(lambda gradient: counted.append(2 * len(gradient)))
-
-    handle = model.register_forward_hook(on_forward)
-    run()
-    handle.remove()
-    return sum(counted)
-
-
 @pytest.mark.parametrize(
     "attack", [ApgdCe(ApgdCeConfig(steps=6, restarts=2), THREAT), ApgdT(ApgdTConfig(steps=6), THREAT)]
 )
@@ -174,31 +157,6 @@ def test_apgd_costs_what_it_says(attack):
     assert passes_of(model, lambda: attack.perturb(model, data.pixels, wrong, 0, ids)) == fewest
 
 
-@pytest.mark.parametrize("stage", ["apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t", "square"])
-def test_a_stage_of_autoattack_costs_what_it_says(stage):
-    model, ids = Linear(6), torch.arange(1)
-    data = labelled(model, 1)
-    config = AutoattackConfig(version="custom", attacks=(stage,), steps=5, queries=9)
-    attack = Autoattack(config, Threat(epsilon=1e-6))
-
-    def run():
-        package = attack._configured(model, 6, CPU, 0)
-        attack._run(stage, package, model, WorstCase(data.pixels, data.labels), 0, ids)
-
-    with frozen(model), torch.random.fork_rng():
-        assert passes_of(model, run) == stage_passes(stage, config, 6)[1]
-
-
-def test_rand_averages_its_gradients_over_twenty_passes_and_nobody_leaves_early():
-    model = Linear(6)
-    data = labelled(model, 1)
-    config = AutoattackConfig(version="rand", steps=4)
-    attack = Autoattack(config, Threat(epsilon=1e-6))
-    overhead = 4  # the number of classes, two checks and the clean pass
-    counted = passes_of(model, lambda: attack.perturb(model, data.pixels, data.labels, 0, torch.arange(1)))
-    assert counted - overhead == Autoattack.passes(config, 6)[1] == 2 * (3 * 20 * 5 + 2)
-
-
 def test_without_a_random_start_the_seed_does_not_matter(trained, some):
     images, labels, ids = some
     attack = Pgd(PgdConfig(steps=2, random_start=False), THREAT)
@@ -208,170 +166,120 @@ def test_without_a_random_start_the_seed_does_not_matter(trained, some):
         PgdConfig(restarts=2, random_start=False)
 
 
-class Linear(nn.Module):
-    """A linear model of 8×8 pixels with any number of classes."""
+def test_a_rank_alone_gives_the_verdicts_and_starts_of_that_rank_among_all(trained):
+    test, ids = trained.splits.test, torch.arange(40)
+    ids = ids[clean_correct(trained.model, test, ids, 40, CPU)]
+    threat = Threat(epsilon=0.03)
 
-    def __init__(self, classes, dropout=0.0):
-        super().__init__()
-        torch.manual_seed(0)
-        self.weight = nn.Parameter(torch.randn(classes, 64))
-        self.dropout = dropout
+    def attacked(worst, **config):
+        ApgdT(ApgdTConfig(steps=5, **config), threat).run(trained.model, worst, 3, ids)
+        return worst
 
-    def forward(self, x):
-        return F.dropout(x.flatten(1) - 0.5, self.dropout) @ self.weight.T
-
-
-def labelled(model, count=20):
-    images = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return InMemory(images, model(images).argmax(1))
+    whole, alone = (WorstCase(test.take(ids), test.labels[ids]) for _ in range(2))
+    attacked(whole)
+    reached = [len(attacked(alone, first=rank, targets=1).standing) for rank in range(9)]
+    assert torch.equal(alone.images, whole.images)
+    assert len(ids) > reached[0] > reached[3] >= reached[8] > 0
 
 
-@pytest.mark.parametrize("classes", [4, 7])
-def test_autoattack_runs_with_fewer_than_ten_classes(classes):
-    model = Linear(classes)
-    attack = Autoattack(AutoattackConfig(steps=5, queries=10), Threat(epsilon=0.004))
-    found = judge(model, attack, labelled(model), torch.arange(20), seed=0, batch_size=20, device=CPU)
-    assert found.warnings == ()  # the package warns when it is asked for more targets than there are
-    assert 0 < found.robust_accuracy < 1
-
-
-@pytest.mark.parametrize(("classes", "version"), [(3, "standard"), (2, "standard"), (2, "rand")])
-def test_autoattack_refuses_too_few_classes_for_its_losses(classes, version):
-    config = AutoattackConfig(version=version)
-    (reason,) = Autoattack.check(config, THREAT, classes)
-    assert f"has {classes}" in reason
-    assert "custom" in reason
-    model = Linear(classes)
+def test_apgd_t_counts_the_ranks_that_are_left_and_refuses_one_too_many():
+    assert ApgdT.passes(ApgdTConfig(steps=4, first=3, targets=1), 10) == (4, 1 + 13)
+    assert ApgdT.passes(ApgdTConfig(steps=4, first=2), 5) == (4, 1 + 2 * 13)
+    assert list(ApgdT.check(ApgdTConfig(first=3), THREAT, 5)) == []
+    (reason,) = ApgdT.check(ApgdTConfig(first=4), THREAT, 5)
+    assert "first must be below the 4 wrong classes" in reason
+    assert "found 4" in reason
+    model = Linear(5)
     data = labelled(model)
-    with pytest.raises(AttackError, match="classes"):
-        Autoattack(config, THREAT).perturb(model, data.pixels, data.labels, 0, torch.arange(20))
-    custom = AutoattackConfig(version="custom", attacks=("apgd_ce", "fab_t", "square"), steps=3, queries=5)
-    assert list(Autoattack.check(custom, THREAT, classes)) == []
-    Autoattack(custom, THREAT).perturb(model, data.pixels, data.labels, 0, torch.arange(20))
+    with pytest.raises(AttackError, match="below the 4 wrong classes, found 4"):
+        ApgdT(ApgdTConfig(first=4), THREAT).perturb(model, data.pixels, data.labels, 0, torch.arange(20))
 
 
-def test_each_stage_works_on_the_images_that_withstood_those_before_it(trained, monkeypatch):
-    reached, stood, given = [], [], []
-    run = Autoattack._run
-    for package in (FABAttack_PT, SquareAttack):
-
-        def counted(self, x, y, inner=package.perturb):
-            given.append(len(x))
-            return inner(self, x, y)
-
-        monkeypatch.setattr(package, "perturb", counted)
-
-    def watched(self, stage, package, model, worst, seed, image_ids):
-        reached.append((stage, len(worst.standing)))
-        run(self, stage, package, model, worst, seed, image_ids)
-        stood.append(len(worst.standing))
-
-    monkeypatch.setattr(Autoattack, "_run", watched)
-    found = verdict(trained, Autoattack(AutoattackConfig(steps=10, queries=20), Threat(epsilon=0.03)))
-    assert [stage for stage, _ in reached] == list(STAGES["standard"])
-    assert [count for _, count in reached] == [int(found.clean.sum()), *stood[:-1]]
-    assert given == [count for _, count in reached[2:]]
-    assert stood[-1] == int(found.correct.sum()) > 0
-    assert stood[0] < reached[0][1]
-
-
-def test_a_stage_alone_is_the_attack_of_that_name(trained, some):
+def test_apgd_dlr_is_apgd_on_the_ratio_with_starts_of_its_own(trained, some):
     images, labels, ids = some
-    for stage, attack in (
-        ("apgd_ce", ApgdCe(ApgdCeConfig(steps=8), THREAT)),
-        ("apgd_t", ApgdT(ApgdTConfig(steps=8), THREAT)),
-    ):
-        whole = Autoattack(AutoattackConfig(version="custom", attacks=(stage,), steps=8), THREAT)
-        expected = attack.perturb(trained.model, images, labels, 3, ids)
-        assert torch.equal(whole.perturb(trained.model, images, labels, 3, ids), expected)
+    with torch.no_grad():
+        labels = trained.model(images).argmax(1)
+    config = ApgdCeConfig(steps=6)
+
+    def scaled(x):
+        return 1000 * trained.model(x)  # cross-entropy has no gradient left there, the ratio does not notice
+
+    worst = [WorstCase(images, labels) for _ in range(2)]
+    for case, attack in zip(worst, (ApgdDlr(config, THREAT), ApgdCe(config, THREAT)), strict=True):
+        attack.run(scaled, case, 0, ids)
+    assert not worst[0].flat.any()
+    assert worst[1].flat.any()
+    assert len(worst[0].standing) < len(images)
+    (reason,) = ApgdDlr.check(config, THREAT, 2)
+    assert "at least 3 classes, the data set has 2" in reason
+    assert list(ApgdDlr.check(config, THREAT, 3)) == []
 
 
-def test_the_stages_on_apgd_do_not_depend_on_order_and_batching(trained, some):
-    images, labels, ids = some
-    model = deepcopy(trained.model).double()
-    config = AutoattackConfig(version="custom", attacks=("apgd_ce", "apgd_dlr", "apgd_t"), steps=4)
-    attack = Autoattack(config, Threat(epsilon=0.03))
-    together = attack.perturb(model, images.double(), labels, 0, ids)
-    for index in (torch.tensor([5]), torch.tensor([3, 0])):
-        alone = attack.perturb(model, images[index].double(), labels[index], 0, ids[index])
-        assert torch.allclose(alone, together[index], rtol=0, atol=1e-9)
+ASCENTS = [
+    Fgsm(FgsmConfig(), THREAT),
+    Pgd(PgdConfig(steps=2, restarts=2), THREAT),
+    Cw(PgdConfig(steps=2), THREAT),
+    ApgdCe(ApgdCeConfig(steps=2), THREAT),
+    ApgdDlr(ApgdCeConfig(steps=2), THREAT),
+    ApgdT(ApgdTConfig(steps=2, targets=1), THREAT),
+]
 
 
-def test_a_custom_stage_is_the_same_as_in_the_standard_version(trained):
-    attack = Autoattack(AutoattackConfig(version="custom", attacks=("apgd_ce",)), THREAT)
-    package = attack._configured(trained.model, 10, CPU, 0)
-    standard = Autoattack(AutoattackConfig(), THREAT)._configured(trained.model, 10, CPU, 0)
-    assert package.attacks_to_run == ["apgd-ce"]
-    assert standard.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    for part in ("apgd", "apgd_targeted", "fab", "square"):
-        ours, theirs = vars(getattr(package, part)), vars(getattr(standard, part))
-        same = [key for key in ours if isinstance(ours[key], int | float | str)]
-        assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
+@pytest.mark.parametrize("attack", ASCENTS, ids=lambda attack: type(attack).__name__)
+def test_an_ascent_remembers_at_whose_start_the_gradient_is_zero(attack):
+    model = Linear(6)
+    data, ids = labelled(model, 8), torch.arange(8)
+    blind = torch.tensor([2, 5])
+
+    def partly_blind(x):
+        """The model, but where the first pixel is exactly 1 its logits do not depend on the image."""
+        dark = (x[:, 0, 0, 0] > 0.9)[:, None]
+        return torch.where(dark, F.one_hot(data.labels[blind[0]], 6) * 2.0 + 0 * x.sum(), model(x))
+
+    images = data.pixels.clone()
+    images[:, 0, 0, 0] = 0.5
+    images[blind, 0, 0, 0] = 1.0
+    worst = WorstCase(images, data.labels)
+    attack.run(partly_blind, worst, 0, ids)
+    assert worst.flat.nonzero().squeeze(1).tolist() == blind.tolist()
 
 
-def test_a_shorter_schedule_still_halves_its_steps(trained):
-    short = Autoattack(AutoattackConfig(steps=10), THREAT)._configured(trained.model, 10, CPU, 0)
-    published = Autoattack(AutoattackConfig(), THREAT)._configured(trained.model, 10, CPU, 0)
-    assert (short.apgd.n_iter_2, short.apgd.n_iter_min, short.apgd.size_decr) == (2, 1, 1)
-    assert (published.apgd.n_iter_2, published.apgd.n_iter_min, published.apgd.size_decr) == (22, 6, 3)
-    assert (published.apgd.n_iter, published.fab.n_iter, published.square.n_queries) == (100, 100, 5000)
-    assert published.apgd_targeted.n_target_classes == published.fab.n_target_classes == 9
+@pytest.mark.parametrize("attack", ASCENTS, ids=lambda attack: type(attack).__name__)
+def test_who_has_surely_fallen_is_left_alone(attack):
+    model, batches = Linear(6), []
+    data = labelled(model, 8)
+    worst = WorstCase(data.pixels, data.labels)
+    fallen = torch.tensor([1, 4, 6])
+    kept = torch.full_like(data.pixels[fallen], 0.25)
+    worst.offer(fallen, kept, F.one_hot((data.labels[fallen] + 1) % 6, 6).float())
+    model.register_forward_hook(lambda _module, inputs, _output: batches.append(len(inputs[0])))
+    attack.run(model, worst, 0, torch.arange(8))
+    assert batches[0] == 5
+    assert torch.equal(worst.images[fallen], kept)
+    batches.clear()
+    worst.offer(torch.arange(8), worst.images, F.one_hot((data.labels + 1) % 6, 6).float())
+    attack.run(model, worst, 0, torch.arange(8))
+    assert batches == []
 
 
-def test_autoattack_leaves_the_process_as_it_was(trained, some, capsys):
-    def state():
-        return logger.level, logger.propagate, list(logger.handlers), random.getstate()
+def test_an_attack_overrides_run_or_perturb():
+    with pytest.raises(TypeError, match="attack Neither must override run or perturb"):
 
-    def tracer(*_):
-        return None
-
-    images, labels, ids = some
-    logger = logging.getLogger("auto-attack")
-    before, outer = state(), sys.gettrace()
-    sys.settrace(tracer)  # as a debugger or a coverage tool does
-    try:
-        Autoattack(AutoattackConfig(steps=2, queries=5), THREAT).perturb(trained.model, images, labels, 0, ids)
-        kept = sys.gettrace()
-    finally:
-        sys.settrace(outer)
-    assert kept is tracer
-    assert state() == before
-    output = capsys.readouterr()
-    assert output.out + output.err == ""
+        class Neither(Attack[AttackConfig]):
+            pass
 
 
-def test_what_autoattack_warns_of_reaches_the_verdict():
-    random_model = Linear(10, dropout=0.3)
-    attack = Autoattack(AutoattackConfig(version="custom", attacks=("apgd_ce",), steps=2), Threat(epsilon=0.01))
-    data = labelled(Linear(10))
-    found = judge(random_model, attack, data, torch.arange(20), seed=0, batch_size=20, device=CPU)
-    assert any("randomized defense" in text for text in found.warnings)
+def test_an_attack_that_only_perturbs_runs_on_those_who_stand():
+    class Darkens(Attack[AttackConfig]):
+        def perturb(self, model, images, labels, seed, image_ids):
+            seen.append(image_ids.tolist())
+            return images / 2
 
-
-def test_pixels_outside_the_range_are_refused(trained, some):
-    images, labels, ids = some
-    with pytest.raises(AttackError, match=r"pixels in \[0, 1\]"):
-        Autoattack(AutoattackConfig(), THREAT).perturb(trained.model, images * 255, labels, 0, ids)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"version": "custom"},
-        {"attacks": ("apgd_ce",)},
-        {"version": "custom", "attacks": ("deepfool",)},
-        {"version": "plus"},
-        {"steps": 0},
-    ],
-)
-def test_impossible_versions_are_refused(values):
-    with pytest.raises(ValidationError):
-        AutoattackConfig(**values)
-
-
-def test_the_published_autoattack_is_the_default():
-    assert AutoattackConfig().stages == ("apgd_ce", "apgd_t", "fab_t", "square")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert list(Autoattack.check(AutoattackConfig(), Threat(norm="l2", epsilon=0.5), 10)) == []
+    seen = []
+    data = labelled(Linear(6), 4)
+    worst = WorstCase(data.pixels, data.labels)
+    worst.offer(torch.tensor([0, 2]), data.pixels[[0, 2]], F.one_hot((data.labels[[0, 2]] + 1) % 6, 6).float())
+    Darkens(AttackConfig(), THREAT).run(Linear(6), worst, 0, torch.tensor([7, 8, 9, 10]))
+    assert seen == [[8, 10]]
+    assert torch.equal(worst.images[[1, 3]], data.pixels[[1, 3]] / 2)
+    assert torch.equal(worst.images[[0, 2]], data.pixels[[0, 2]])

@@ -48,3 +48,23 @@ def test_logits_that_are_no_numbers_fool_nobody():
     assert case.offer(torch.tensor([0]), torch.ones(1, 1, 2, 2), logits(float("nan"))).tolist() == [True]
     assert case.standing.tolist() == [0]
     assert case.images.abs().sum() == 0
+
+
+def test_what_comes_without_logits_is_taken_and_nothing_is_claimed_about_it():
+    case = worst(3)
+    case.offer(torch.tensor([1]), torch.ones(1, 1, 2, 2), logits(-2))
+    case.take(torch.tensor([1, 2]), torch.full((2, 1, 2, 2), 0.5, dtype=torch.float64))
+    assert case.images[:, 0, 0, 0].tolist() == [0, 0.5, 0.5]
+    assert case.images.dtype == torch.float32
+    assert case.lead.tolist() == [-torch.inf, -2, -torch.inf]
+    assert case.standing.tolist() == [0, 1, 2]
+
+
+def test_a_gradient_counts_as_flat_if_all_of_it_is_zero_and_stays_so():
+    case = worst(4)
+    gradient = torch.zeros(3, 1, 2, 2)
+    gradient[1, 0, 1, 0] = 1e-30
+    case.note_gradient(torch.tensor([0, 1, 3]), gradient)
+    assert case.flat.tolist() == [True, False, False, True]
+    case.note_gradient(torch.tensor([0, 1]), gradient[[1, 0]])
+    assert case.flat.tolist() == [True, True, False, True]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -28,23 +28,28 @@ class ApgdCe(Attack[ApgdCeConfig]):
     """Random numbers derive from (seed, image, restart); see trainables/apgd.py."""
 
     Config = ApgdCeConfig
+    name: ClassVar[str] = "apgd_ce"
+    """What the random numbers are seeded with beside seed, image and restart."""
+
+    @staticmethod
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        """Return what the ascent is on, image by image: (B, K), (B,) → (B,)."""
+        return cross_entropy(logits, labels)
 
     @classmethod
     def passes(cls, config: ApgdCeConfig, num_classes: int) -> tuple[int, int]:
         return 3, config.restarts * (3 * config.steps + 1)
 
-    def perturb(self, model: Model, images: Tensor, labels: Tensor, seed: int, image_ids: Tensor) -> Tensor:
-        worst = WorstCase(images, labels)
+    def run(self, model: Model, worst: WorstCase, seed: int, image_ids: Tensor) -> None:
         with frozen(model):
             climb_with_restarts(
                 model,
                 worst,
                 image_ids,
                 seed=seed,
-                name="apgd_ce",
-                loss=cross_entropy,
+                name=self.name,
+                loss=self.loss,
                 threat=self.threat,
                 steps=self.config.steps,
                 restarts=self.config.restarts,
             )
-        return worst.images

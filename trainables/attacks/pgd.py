@@ -11,13 +11,13 @@ from torch import Tensor
 
 from search_spaces.config import Number
 from trainables.ascent import ascend, frozen, image_noise, loss_gradient, project, spread
-from trainables.attack import Attack, Model
+from trainables.attack import Attack, Model, Threat
 from trainables.attack_losses import cross_entropy
-from trainables.config import AttackConfig
+from trainables.normalized_budget import NormalizedBudgetConfig, budget_scale, reasons_against
 from trainables.worst_case import WorstCase
 
 
-class PgdConfig(AttackConfig):
+class PgdConfig(NormalizedBudgetConfig):
     """Length and number of the ascents."""
 
     steps: Annotated[int, Field(ge=1)] = 20
@@ -53,28 +53,42 @@ class Pgd(Attack[PgdConfig]):
         return cross_entropy(logits, labels)
 
     @classmethod
+    def check(cls, config: PgdConfig, threat: Threat, num_classes: int) -> Iterable[str]:
+        yield from super().check(config, threat, num_classes)
+        yield from reasons_against(config, threat)
+
+    @classmethod
     def passes(cls, config: PgdConfig, num_classes: int) -> tuple[int, int]:
         return 3, config.restarts * (3 * config.steps + 1)
 
-    def perturb(self, model: Model, images: Tensor, labels: Tensor, seed: int, image_ids: Tensor) -> Tensor:
-        worst = WorstCase(images, labels)
+    def run(self, model: Model, worst: WorstCase, seed: int, image_ids: Tensor) -> None:
+        scale = budget_scale(self.config, model)
+        epsilon = self.threat.epsilon * scale
+        step_size = (self.config.step_size or 2.5 * self.threat.epsilon / self.config.steps) * scale
         with frozen(model):
             for restart in range(self.config.restarts):
                 rows = worst.standing
                 if not len(rows):
-                    break
-                start = self._start(images[rows], image_ids[rows.cpu()].tolist(), seed, restart)
-                self._climb(model, worst, rows, start)
-        return worst.images
+                    return
+                start = self._start(worst.origin[rows], image_ids[rows.cpu()].tolist(), seed, restart, epsilon)
+                self._climb(model, worst, rows, start, epsilon, step_size)
 
-    def _climb(self, model: Model, worst: WorstCase, rows: Tensor, start: Tensor) -> None:
+    def _climb(
+        self,
+        model: Model,
+        worst: WorstCase,
+        rows: Tensor,
+        start: Tensor,
+        epsilon: float | Tensor,
+        step_size: float | Tensor,
+    ) -> None:
         """Ascend with the images `rows` (n,) from `start` (n, C, H, W) and offer every iterate to `worst`."""
-        threat = self.threat
-        step_size = self.config.step_size or 2.5 * threat.epsilon / self.config.steps
         images = start
-        for _ in range(self.config.steps):
+        for step in range(self.config.steps):
             labels = worst.labels[rows]
             logits, gradient = loss_gradient(model, images, labels, lambda z, t: self.loss(z, t).sum())
+            if step == 0:
+                worst.note_gradient(rows, gradient)
             stands = worst.offer(rows, images, logits)
             rows = rows[stands]
             if not len(rows):
@@ -83,16 +97,16 @@ class Pgd(Attack[PgdConfig]):
                 images[stands],
                 gradient[stands],
                 worst.origin[rows],
-                norm=threat.norm,
-                epsilon=threat.epsilon,
+                norm=self.threat.norm,
+                epsilon=epsilon,
                 step_size=step_size,
             )
         with torch.no_grad():
             worst.offer(rows, images, model(images))
 
-    def _start(self, origin: Tensor, ids: Iterable[int], seed: int, restart: int) -> Tensor:
+    def _start(self, origin: Tensor, ids: Iterable[int], seed: int, restart: int, epsilon: float | Tensor) -> Tensor:
         if not self.config.random_start:
             return origin
         noise, radius = image_noise(origin, ids, self.threat.norm, seed, self.name, restart)
-        change = spread(noise, radius, norm=self.threat.norm, epsilon=self.threat.epsilon)
-        return project(origin + change, origin, norm=self.threat.norm, epsilon=self.threat.epsilon)
+        change = spread(noise, radius, norm=self.threat.norm, epsilon=epsilon)
+        return project(origin + change, origin, norm=self.threat.norm, epsilon=epsilon)

@@ -1,0 +1,76 @@
+"""report.md: the report's tables in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sweeps.records import TrialRecord
+from sweeps.report_rows import cell_texts, flag_groups, replicate_row, titles, warning_groups
+from sweeps.snapshot import ABSENT, Snapshot, accuracy, exactness, searched
+from sweeps.summary import headline
+
+
+def render_markdown(snapshot: Snapshot, state: str) -> str:
+    """Return the front, replicates if there are any, all trials and their attacks as tables, and the flags."""
+    settled = "" if snapshot.is_settled() else "\nNot settled yet: attacks that are still to run may change it.\n"
+    parts = [
+        f"# {snapshot.sweep.name}\n",
+        f"{headline(snapshot.sweep, snapshot.trials)} ({state}). All figures are of the validation images, robust with "
+        "its 95 % interval; those of the test images are named so. ≤ marks an upper bound: attacks are still to run, "
+        "or were spared because the trial is behind the front.\n",
+        f"## Pareto front\n{settled}",
+        _markdown_table(snapshot, snapshot.front),
+        *(["\n## Replicates\n", _markdown_replicates(snapshot)] if snapshot.replicates else []),
+        "\n## All trials\n",
+        _markdown_table(snapshot, snapshot.trials),
+        *(["\n## Attacks\n", _markdown_attacks(snapshot)] if snapshot.columns else []),
+        *(
+            ["\n## Warnings and flags\n", _markdown_flags(snapshot)]
+            if snapshot.flags or warning_groups(snapshot)
+            else []
+        ),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _markdown_table(snapshot: Snapshot, trials: Iterable[TrialRecord]) -> str:
+    names = ("trial", "state", "method", "searched", "clean", "robust", "attacks", "test clean", "test robust")
+    short = snapshot.short_names
+    rows = [names, ("---",) * len(names)]
+    for t in trials:
+        facts = (str(t.number), str(t.state), t.label, searched(t, short), accuracy(t.clean_acc), snapshot.robust(t))
+        rows.append((*facts, exactness(t), accuracy(t.test_clean_acc), snapshot.test_robust(t)))
+    return _markdown(rows)
+
+
+def _markdown_attacks(snapshot: Snapshot) -> str:
+    names = ("trial", *titles(snapshot))
+    rows = [names, ("---",) * len(names)]
+    for trial in snapshot.trials:
+        cells = [cell_texts(cell)["text"] for cell in snapshot.cells(trial)]
+        if any(cell != ABSENT for cell in cells):
+            rows.append((str(trial.number), *cells))
+    return _markdown(rows)
+
+
+def _markdown_flags(snapshot: Snapshot) -> str:
+    lines = []
+    for group in flag_groups(snapshot):
+        lines += [f"- {group['title']}", *(f"  - trial {found['number']}: {found['text']}" for found in group["found"])]
+    for warning in warning_groups(snapshot):
+        lines.append(f"- {warning['text']} (trials {', '.join(map(str, warning['numbers']))})")
+    return "\n".join(lines)
+
+
+def _markdown_replicates(snapshot: Snapshot) -> str:
+    names = ("trials", "method", "searched", "n", "clean", "robust", "attacks")
+    rows = [names, ("---",) * len(names)]
+    for row in (replicate_row(snapshot, r) for r in snapshot.replicates):
+        numbers = ", ".join(map(str, row["numbers"]))
+        facts = (row["method"], row["searched"], str(row["count"]), row["clean"], row["robust"], row["exactness"])
+        rows.append((numbers, *facts))
+    return _markdown(rows)
+
+
+def _markdown(rows: Iterable[Iterable[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows)
