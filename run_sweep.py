@@ -108,6 +108,7 @@ def resume(
 ) -> None:
     """Go on with a sweep, toward the total that was asked for; --trials raises the total."""
     from sweeps.config import read_sweep
+    from sweeps.records import IMPORTED
     from sweeps.runner import check_unchanged
 
     folder, ledger = _open(name, storage)
@@ -115,6 +116,9 @@ def resume(
     if trials is not None and trials < requested:
         problem = f"{trials} is fewer than the {requested} trials that the sweep has; a total can only grow."
         raise ConfigError([Problem((), problem, source="--trials")])
+    if trials is not None and any(t.label == IMPORTED for t in ledger.trials()):
+        problem = "the sweep is a checkpoint that was brought; there is nothing to train."
+        raise ConfigError([Problem((), problem, f"{folder.command('evaluate')} --plan FILE judges it.", "--trials")])
     check_unchanged(ledger, read_sweep(folder.config), str(folder.config))
     if file is not None:
         check_unchanged(ledger, read_sweep(file, set_ or []), str(file))
@@ -148,9 +152,8 @@ def trial(
 def rerun(name: Name, number: Number, storage: Storage = RUNS) -> None:
     """Repeat a trial of a sweep from its configuration and seed, in the foreground, and compare the values."""
     from sweeps.config import parse_sweep
-    from sweeps.evaluate import IMPORTED
     from sweeps.foreground import run_trial
-    from sweeps.records import LAUNCHED
+    from sweeps.records import IMPORTED, LAUNCHED
     from trainables.config import TrialConfig
 
     _, ledger = _open(name, storage)

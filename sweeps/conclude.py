@@ -6,6 +6,7 @@ from rich.console import Console
 
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
+from sweeps.records import IMPORTED
 from sweeps.report import build_report
 from sweeps.snapshot import Snapshot
 from sweeps.summary import front_of, headline, sweep_state
@@ -35,8 +36,12 @@ def conclude(folder: SweepFolder, console: Console) -> None:
             console, "flags", f"{trials_have} reasons not to trust the attacks: Warnings and flags in the report"
         )
     print_tracking(console, folder, ledger)
-    more = f" --trials {sweep.requested * 2}" if sweep.completed_at is not None else ""
-    print_line(console, "more trials" if more else "to go on", folder.resume_command + more)
+    if sweep.completed_at is None:
+        print_line(console, "to go on", folder.resume_command)
+    elif any(trial.label == IMPORTED for trial in trials):
+        print_line(console, "another plan", f"{folder.command('evaluate')} --plan FILE")
+    else:
+        print_line(console, "more trials", f"{folder.resume_command} --trials {sweep.requested * 2}")
     ledger.close()
 
 

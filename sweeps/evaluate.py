@@ -26,7 +26,7 @@ from sweeps.halt import Halt
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.reading import read_attacks
-from sweeps.records import LAUNCHED, PlannedStage, Split, State, TrialRecord
+from sweeps.records import IMPORTED, LAUNCHED, PlannedStage, Split, State, TrialRecord
 from sweeps.rules import attack_problems
 from sweeps.runner import POLL_S, create_ledger, handled_signals, load_data
 from sweeps.stage_job import StageJob, StageOutcome, started
@@ -35,9 +35,6 @@ from sweeps.yaml_source import Source, apply_overrides, read_document
 
 if TYPE_CHECKING:
     from trainables.imported import Imported
-
-IMPORTED = "checkpoint"
-"""Label of a trial that was brought and not trained."""
 
 
 INHERITED = ("norm", "epsilon", "images", "batch_size", "seed")

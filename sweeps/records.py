@@ -40,6 +40,10 @@ LAUNCHED = "sweep"
 """Name of the plan that a sweep was launched with; `evaluate` adds others."""
 
 
+IMPORTED = "checkpoint"
+"""Label of a trial that was brought and not trained."""
+
+
 @dataclass(frozen=True)
 class PlannedStage:
     """One attack of a plan on one split, complete but for the weights; an attack made of parts is a stage for each."""
