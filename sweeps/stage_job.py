@@ -70,7 +70,9 @@ class ShardResult:
     warnings: tuple[str, ...] = ()
     judged: int = 0
     """Images judged now; the others were in the store."""
-    split_clean_acc: float | None = None
+    beyond: tuple[int, int] | None = None
+    """Of the images that the stage leaves out, how many are classified correctly, and how many there are; counted once,
+    with the first stage on test images."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,11 @@ def judge_shard(job: StageJob, shard: int, shards: int) -> ShardResult:
     correct = torch.zeros(len(positions), dtype=torch.bool)
     correct[clean.correct] = answer.correct
     is_first = stage.position == 0  # the first stage of a split pays for the clean passes and says what they showed
-    split_clean_acc = None
+    beyond = None
     if is_first and stage.split == "test" and shard == 0:
-        everyone = assess_clean(subject, everything, batch_size=stage.batch_size, store=store)
-        split_clean_acc = float(everyone.correct.double().mean())
+        rest = everything[~torch.isin(everything, ids)]  # the other shards look at theirs at the same time
+        found = assess_clean(subject, rest, batch_size=stage.batch_size, store=store)
+        beyond = (int(found.correct.sum()), len(rest))
     paid = (clean, answer) if is_first else (answer,)
     most = 0 if stage.passes is None else stage.passes[1]
     return ShardResult(
@@ -166,7 +169,7 @@ def judge_shard(job: StageJob, shard: int, shards: int) -> ShardResult:
         },
         warnings=tuple(dict.fromkeys(text for a in paid for text in a.warnings)),
         judged=answer.judged,
-        split_clean_acc=split_clean_acc,
+        beyond=beyond,
     )
 
 
@@ -213,8 +216,9 @@ def assemble(job: StageJob, results: Sequence[ShardResult], at: float) -> StageO
             "facts": shown,
         }
     )
-    whole = [result.split_clean_acc for result in results if result.split_clean_acc is not None]
-    return StageOutcome(record, sum(result.judged for result in results), whole[0] if whole else None)
+    beyond = next((result.beyond for result in results if result.beyond is not None), None)
+    split_clean_acc = None if beyond is None else (int(clean.sum()) + beyond[0]) / (count + beyond[1])
+    return StageOutcome(record, sum(result.judged for result in results), split_clean_acc)
 
 
 def judge_here(job: StageJob, at: float) -> StageOutcome:

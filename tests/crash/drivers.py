@@ -26,10 +26,12 @@ methods:
 attacks:
   epsilon: 0.04
   images: 60
+  batch_size: 8
   stages: [{pgd: {steps: 5, restarts: 1}}, {pgd: {steps: 10, restarts: 2}}]
   test: {images: 20, stages: [fgsm], trials: 2}
 search: {trials: 12, sampler: random, seed: 3}
 """
+"""A unit is four batches, so that a stage on all images is judged and stored in two parts."""
 
 
 class Driver:
@@ -80,6 +82,16 @@ def launch(storage: Path, *overrides: str, **options: str | None) -> Driver:
 def resume(storage: Path, **options: str | None) -> Driver:
     """Resume sweep "s"."""
     return Driver(storage, "resume", "s", "--storage", ".", **options)
+
+
+def evaluate(storage: Path, plan: Path) -> Driver:
+    """Judge all trials of sweep "s" by a further plan."""
+    return Driver(storage, "evaluate", "s", "--plan", str(plan), "--trials", "all", "--storage", ".")
+
+
+def units(storage: Path) -> dict[Path, int]:
+    """Return the files in the verdict store of sweep "s" with the time of their last change, in nanoseconds."""
+    return {path: path.stat().st_mtime_ns for path in (storage / "s" / "verdicts").rglob("*.npz")}
 
 
 def open_ledger(storage: Path) -> Ledger:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import time
 from collections import Counter
@@ -10,13 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from ruamel import yaml
 
 from sweeps.export import export_json
 from sweeps.ledger import Ledger
 from sweeps.records import State
 from sweeps.summary import status
-from tests.crash.drivers import Driver, launch, ledger_says, open_ledger, resume
+from tests.crash.drivers import SWEEP, Driver, evaluate, launch, ledger_says, open_ledger, resume, units
 
 pytestmark = pytest.mark.ray
 
@@ -40,16 +43,26 @@ def results(ledger: Ledger) -> dict[str, Any]:
     keys += ("test_clean_acc", "test_robust_acc")
     trials = [{k: t[k] for k in keys} for t in export_json(ledger)["trials"]]
     weights = [t.weights_digest for t in ledger.trials()]
-    return {"trials": trials, "weights": weights, "front": status(ledger)["front"]}
+    stages = [
+        (s.number, s.split, s.attack, s.state, s.digest, s.survivors, s.verdicts.tolist())  # type: ignore[union-attr]
+        for s in ledger.stages()
+    ]
+    return {"trials": trials, "weights": weights, "stages": stages, "front": status(ledger)["front"]}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def undisturbed_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("undisturbed")
     driver = launch(storage)
     assert driver.wait() == 0, driver.text()
-    ledger = open_ledger(storage)
+    return storage
+
+
+@pytest.fixture(scope="module")
+def undisturbed(undisturbed_storage: Path) -> dict[str, Any]:
+    ledger = open_ledger(undisturbed_storage)
     assert len(ledger.trials([State.FINISHED])) == TRIALS
+    assert_judged_once(undisturbed_storage)
     return results(ledger)
 
 
@@ -69,7 +82,18 @@ def assert_whole(storage: Path, undisturbed: dict[str, Any]) -> None:
         assert len(epochs) == len(set(epochs)), f"trial {number} trained an epoch twice:\n{log}"
     ended = Counter((e.number, str(e.detail)) for e in ledger.events() if e.kind == "stage done")
     assert all(count == 1 for count in ended.values())
+    assert_judged_once(storage)
     assert_mirrored(ledger)
+
+
+def assert_judged_once(storage: Path) -> None:
+    """No image was judged twice by the same attack on the same weights, and the store holds several units of one."""
+    judged: dict[Path, list[int]] = {}
+    for path in units(storage):
+        with np.load(path) as unit:
+            judged.setdefault(path.parent, []).extend(unit["ids"].tolist())
+    assert all(len(ids) == len(set(ids)) for ids in judged.values())
+    assert len(units(storage)) > len(judged)
 
 
 def slow_front(trials: list[dict[str, Any]]) -> list[int]:
@@ -105,13 +129,15 @@ def assert_mirrored(ledger: Ledger) -> None:
 def test_a_sweep_that_is_stopped_in_every_way_ends_as_if_it_had_not_been(
     tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
-    """One sweep meets Ctrl-C, seven kills between an act and its commit, one in training and one in evaluation."""
+    """One sweep meets Ctrl-C, seven kills between an act and its commit, one in training and one within a stage."""
     stop_with_ctrl_c(launch(tmp_path), tmp_path)
     kill_when(tmp_path, lambda ledger: any(0 < t.epochs < 4 for t in ledger.trials([State.TRAINING])))
     for point in POINTS:
         driver = resume(tmp_path, kill_at=point)
         assert driver.wait() == -signal.SIGKILL, f"{point} was never reached:\n{driver.text()}"
-    kill_when(tmp_path, lambda ledger: any(s.state == "running" for s in ledger.stages()))
+    kill_when(tmp_path, lambda ledger: is_partly_stored(ledger, tmp_path))
+    assert any(s.state == "running" for s in open_ledger(tmp_path).stages())
+    stored = units(tmp_path)
     found = status(open_ledger(tmp_path))
     assert found["state"] == "interrupted"
     assert {item["state"] for item in found["open"]} <= {"proposed", "training", "trained", "evaluating"}
@@ -119,9 +145,69 @@ def test_a_sweep_that_is_stopped_in_every_way_ends_as_if_it_had_not_been(
     assert last.wait() == 0, last.text()
     assert "finished kept" in last.text()
     assert_whole(tmp_path, undisturbed)
+    assert {path: at for path, at in units(tmp_path).items() if path in stored} == stored
     again = resume(tmp_path)
     assert again.wait() == 0
     assert "nothing to do" in again.text()
+
+
+def is_partly_stored(ledger: Ledger, storage: Path) -> bool:
+    """Return whether a stage runs and verdicts came into the store after its start."""
+    last = max(units(storage).values(), default=0) / 1e9
+    return any(s.state == "running" and s.started_at < last for s in ledger.stages())
+
+
+@pytest.mark.slow
+def test_workers_that_die_in_the_midst_of_stages_cost_what_they_had_not_stored_and_nothing_else(
+    tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    driver = launch(tmp_path, kill_at="unit.write:7")  # every worker that judges dies before its seventh unit is stored
+    assert driver.wait() == 0, driver.text()
+    assert_whole(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_pruned_trials_are_judged_to_the_end_through_a_kill_and_the_front_was_right(
+    tmp_path: Path, undisturbed_storage: Path
+) -> None:
+    shutil.copytree(undisturbed_storage / "s", tmp_path / "s")
+    before = open_ledger(tmp_path)
+    bounds = [t.number for t in before.trials() if not t.exact]
+    assert bounds
+    had = {s.digest: s for s in before.stages() if s.split == "validation"}
+    plan = tmp_path / "again.yaml"
+    sections = yaml.YAML(typ="safe").load(SWEEP)
+    yaml.YAML().dump({**sections["attacks"], "test": None}, plan)
+    stored = units(tmp_path)
+    first = evaluate(tmp_path, plan)
+    first.signal_when(signal.SIGKILL, lambda: len(units(tmp_path)) > len(stored) + 2)
+    assert first.wait() == -signal.SIGKILL
+    kept = units(tmp_path)
+    second = evaluate(tmp_path, plan)
+    assert second.wait() == 0, second.text()
+    assert {path: at for path, at in units(tmp_path).items() if path in kept} == kept
+    assert_judged_once(tmp_path)
+    third = evaluate(tmp_path, plan)
+    assert third.wait() == 0
+    assert "0 images judged now" in third.text()
+    ledger = open_ledger(tmp_path)
+    again = {t.number: [s for s in ledger.stages(t.number) if s.plan == "again"] for t in ledger.trials()}
+    for stages in again.values():
+        assert [stage.state for stage in stages] == ["done"] * len(stages)
+        assert len(stages) == 2 or stages[-1].survivors == 0
+        for stage in stages:
+            if stage.digest in had:
+                assert stage.verdicts.tolist() == had[stage.digest].verdicts.tolist()  # type: ignore[union-attr]
+    full = [
+        {"number": t.number, "state": "finished", "exact": True, "clean_acc": t.clean_acc}
+        | {"robust_acc": again[t.number][-1].accuracy}
+        for t in ledger.trials()
+    ]
+    front = status(ledger)["front"]
+    assert slow_front(full) == [item["trial"] for item in front]
+    assert [(item["clean_acc"], item["robust_acc"]) for item in front] == [
+        (full[item["trial"]]["clean_acc"], full[item["trial"]]["robust_acc"]) for item in front
+    ]
 
 
 def stop_with_ctrl_c(driver: Driver, storage: Path) -> None:

@@ -87,3 +87,37 @@ def store(_mlflow_template: Path, folder: SweepFolder) -> str:
     folder.storage.mkdir(parents=True, exist_ok=True)
     shutil.copy(_mlflow_template, folder.storage / "mlflow.db")
     return folder.default_tracking_uri
+
+
+@pytest.fixture(scope="session")
+def _made_template(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep of eight models between a plain and a hardened one, some of them noisy; about five seconds."""
+    from tests.sweeps.made import judge_all, make_sweep, mixed
+    from tests.trainables.victims import hardened
+
+    plain = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
+    robust = hardened(trained, 0.04, epochs=2).state_dict()
+    shares = ((0, 0), (0.25, 0), (0.5, 0), (0.75, 0), (1, 0), (0.5, 0.1), (1, 0.15), (0, 0.2))
+    folder = SweepFolder(tmp_path_factory.mktemp("made"), "made")
+    config = make_sweep(trained, folder, [mixed(plain, robust, share, noise) for share, noise in shares])
+    ledger = Ledger.at(folder.ledger)
+    judge_all(config, ledger, folder)
+    ledger.close()
+    return folder.root
+
+
+@pytest.fixture
+def made(_made_template: Path, tmp_path: Path) -> SweepFolder:
+    """A copy of the finished sweep, weights and verdicts included, as sweep "made"."""
+    folder = SweepFolder(tmp_path / "runs", "made")
+    shutil.copytree(_made_template, folder.root)
+    return folder
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `evaluate` judge in this process."""
+    from tests.sweeps.made import InlinePool
+
+    monkeypatch.setattr("sweeps.evaluate.EvaluationPool", InlinePool)
+    monkeypatch.setattr("sweeps.evaluate.connect", lambda *_: None)

@@ -21,7 +21,8 @@ from trainables.checkpoint import Identity, weights_digest, write_final
 from trainables.config import TrialConfig
 from trainables.verdicts import clean_correct
 
-CASCADE = [{"pgd": {"steps": 3}}, {"autoattack": {"version": "custom", "attacks": ["apgd_ce", "apgd_t"], "steps": 4}}]
+PARTS = {"version": "custom", "attacks": ["apgd_ce", "apgd_dlr", "square"], "steps": 4, "queries": 40}
+CASCADE = [{"pgd": {"steps": 3}}, {"autoattack": PARTS}]
 ATTACKS: Mapping[str, Any] = {"epsilon": 0.04, "images": 40, "batch_size": 20, "stages": CASCADE, "test": None}
 State = dict[str, torch.Tensor]
 
@@ -30,7 +31,7 @@ class InlinePool:
     """Judges in this process whatever was submitted, when it is asked what is done."""
 
     def __init__(self, *_: Any) -> None:
-        self.capacity = 2
+        self.capacity = 1
         self.running: list[StageJob] = []
 
     @property

@@ -127,6 +127,7 @@ def drive(sweep: Sweep) -> None:
         while (idle or final) and len(sweep.running) < workers:
             target = sweep.target(final=final)
             if target is None:
+                check_idle(sweep)
                 break
             check_start(sweep, target, final=final)
             sweep.running.append(target)
@@ -191,6 +192,17 @@ def check_start(sweep: Sweep, target: Target, *, final: bool) -> None:
     assert not any(t.stage.cumulative and t.stage.split == "validation" for t in sweep.running)
     if stage.split == "test" or sweep.evaluate == "front":
         assert trial in front_of(sweep.trials, sweep.objectives)
+
+
+def check_idle(sweep: Sweep) -> None:
+    """No worker waits while a trial that may lie on the front could go on."""
+    on_validation = [s for s in sweep.stages.values() if s.split == "validation" and s.cumulative]
+    failed = {s.number for s in on_validation if s.state == "failed"}
+    busy = {t.number for t in sweep.running if t.stage.split == "validation" and t.stage.cumulative}
+    alive = {t.number: t for t in sweep.trials if t.state is State.FINISHED and t.number not in failed}
+    points = {number: sweep.values(trial) for number, trial in alive.items()}
+    matter = points if sweep.evaluate == "all" else slow_front(points)
+    assert all(alive[number].exact or number in busy for number in matter)
 
 
 def slow_front(points: dict[int, tuple[float, ...]]) -> dict[int, tuple[float, ...]]:

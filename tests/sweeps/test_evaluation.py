@@ -1,0 +1,276 @@
+"""The pool: what is cut into shards, what comes first, what a failure costs; on a fake Ray and on the real one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.resources import Shares
+from sweeps.evaluation import LOST_WORKERS, EvaluationPool, priority, warm_up
+from sweeps.stage_job import ShardResult, StageJob, StageOutcome, judge_here
+from tests.sweeps import ledgers
+from tests.sweeps.stages import real_job, real_stage
+
+FIRST = ledgers.planned("pgd", 0, images=50, batch_size=10)
+LATER = ledgers.planned("auto", 1, images=50, batch_size=10)
+COLUMN = ledgers.planned("fgsm", 2, cumulative=False, images=50, batch_size=10)
+TESTED = ledgers.planned("pgd", 0, "test", images=50, batch_size=10)
+
+
+class FakeRay:
+    """Tasks that end when the test says so, in any order, with or without an error."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[Any, ...]] = []
+        """(job, shard, shards) of every task, in the order of their starts."""
+        self.options: list[dict[str, Any]] = []
+        self.cancelled: list[int] = []
+        self._ended: dict[int, Exception | None] = {}
+
+    def remote(self, **options: Any) -> Callable[[Any], Any]:
+        def decorate(function: Any) -> Any:
+            def submit(*arguments: Any) -> Any:
+                if function is warm_up:
+                    return None
+                self.started.append(arguments)
+                self.options.append(options)
+                return len(self.started) - 1
+
+            return types.SimpleNamespace(remote=submit)
+
+        return decorate
+
+    def wait(self, tasks: list[int], num_returns: int, timeout: float) -> tuple[list[int], list[int]]:
+        assert (num_returns, timeout) == (len(tasks), 0)
+        return [t for t in tasks if t in self._ended], [t for t in tasks if t not in self._ended]
+
+    def get(self, task: Any) -> Any:
+        if not isinstance(task, int):
+            return None
+        error = self._ended[task]
+        if error is not None:
+            raise error
+        job, shard, shards = self.started[task]
+        places = np.array_split(np.flatnonzero(job.standing if job.standing is not None else [True] * 50), shards)
+        stands = places[shard] % 2 == 0
+        return ShardResult(
+            "d", places[shard], np.ones_like(stands), stands, 1, 1, 1.0, {"logit_scale_sum": 1.0}, judged=len(stands)
+        )
+
+    def cancel(self, task: int, force: bool) -> None:
+        assert force
+        self.cancelled.append(task)
+
+    def end(self, task: int, error: Exception | None = None) -> None:
+        """Let a task end."""
+        self._ended[task] = error
+
+    def shown(self) -> list[tuple[int, str, int]]:
+        """Return (trial, label, shard) of every task."""
+        return [(job.number, f"{job.stage.split[0]}.{job.stage.label}", shard) for job, shard, _ in self.started]
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    fake: Any = FakeRay()
+    group = types.SimpleNamespace(
+        placement_group=lambda bundles, strategy: types.SimpleNamespace(ready=lambda: "ready")
+    )
+    strategies = types.SimpleNamespace(PlacementGroupSchedulingStrategy=lambda group: "reserved")
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray.util", types.SimpleNamespace())  # type: ignore[misc]
+    monkeypatch.setitem(sys.modules, "ray.util.placement_group", group)  # type: ignore[misc]
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)  # type: ignore[misc]
+    return fake  # type: ignore[no-any-return]
+
+
+def pool_of(workers: int) -> EvaluationPool:
+    """A pool of so many workers, and three when training is over."""
+    return EvaluationPool(Shares(3, 1, 0, workers, 1, 0), ["pgd"])
+
+
+def job(stage: Any, number: int = 0, standing: int | None = None) -> StageJob:
+    stands = None if standing is None else tuple(bool(v) for v in np.arange(50) < standing)
+    return StageJob(number, stage, "", "", "", "", standing=stands)
+
+
+def finish(ray: FakeRay, pool: EvaluationPool) -> list[tuple[StageJob, StageOutcome | str]]:
+    """Let whatever runs end, one task after the other, until nothing is left."""
+    found = []
+    while pool.busy:
+        for task in range(len(ray.started)):
+            ray.end(task)
+        found += pool.done()
+    return found
+
+
+def test_a_stage_is_cut_among_the_workers_and_named_once_when_its_last_shard_is_back(ray: FakeRay) -> None:
+    pool = pool_of(3)
+    pool.submit(job(FIRST))
+    assert [(shard, shards) for _, shard, shards in ray.started] == [(0, 3), (1, 3), (2, 3)]
+    assert pool.free == 0
+    for task in (1, 2):
+        ray.end(task)
+        assert pool.done() == []
+    ray.end(0)
+    ((ended, outcome),) = pool.done()
+    assert ended.stage == FIRST
+    assert isinstance(outcome, StageOutcome)
+    assert outcome.record.verdicts is not None
+    assert outcome.record.verdicts.tolist() == [place % 2 == 0 for place in range(50)]
+    assert (outcome.judged, outcome.record.forwards) == (50, 3)
+    assert pool.done() == []
+    assert (pool.busy, pool.free, pool.running) == (False, 3, [])
+
+
+def test_a_stage_that_is_larger_than_a_unit_is_cut_even_for_one_worker(ray: FakeRay) -> None:
+    pool = pool_of(1)
+    pool.submit(job(FIRST))
+    assert len(ray.started) == 1
+    assert ray.started[0][1:] == (0, 2)  # 50 images, and a unit is four batches of ten
+    assert [outcome.record.survivors for _, outcome in finish(ray, pool)] == [25]  # type: ignore[union-attr]
+    assert len(ray.started) == 2
+
+
+def test_what_the_search_waits_for_comes_first_and_equals_in_their_order(ray: FakeRay) -> None:
+    pool = pool_of(1)
+    pool.submit(job(COLUMN, 9, standing=5))  # starts at once, and is never stopped for another
+    submitted = [(COLUMN, 0), (TESTED, 1), (LATER, 2), (LATER, 3), (FIRST, 4), (FIRST, 5)]
+    for stage, number in submitted:
+        pool.submit(job(stage, number, standing=5))
+    finish(ray, pool)
+    assert [(number, label) for number, label, _ in ray.shown()] == [
+        (9, "v.fgsm"),
+        (4, "v.pgd"),
+        (5, "v.pgd"),
+        (2, "v.auto"),
+        (3, "v.auto"),
+        (0, "v.fgsm"),
+        (1, "t.pgd"),
+    ]
+    assert [priority(job(stage)) for stage, _ in submitted] == [2, 2, 1, 1, 0, 0]
+
+
+def test_a_first_stage_overtakes_the_shards_that_wait_but_only_one_at_a_time(ray: FakeRay) -> None:
+    pool = pool_of(1)
+    assert pool.takes_first_stages
+    pool.submit(job(LATER))
+    assert pool.free == 0
+    assert pool.takes_first_stages
+    pool.submit(job(FIRST, 1, standing=5))
+    assert not pool.takes_first_stages
+    ray.end(0)
+    pool.done()
+    assert ray.shown()[-1] == (1, "v.pgd", 0)
+    assert pool.takes_first_stages
+
+
+def test_a_shard_that_fails_fails_its_stage_once_and_nothing_else(ray: FakeRay) -> None:
+    pool = pool_of(2)
+    bad, good = job(replace(LATER, images=300, batch_size=10), 0), job(LATER, 1, standing=5)
+    pool.submit(replace(bad, standing=tuple([True] * 300)))
+    pool.submit(good)
+    assert len(ray.started) == 2
+    ray.end(0, RuntimeError("out of memory"))
+    assert pool.done() == []  # its second shard runs still
+    assert ray.shown()[2:] == [(1, "v.auto", 0)]  # the other six never start
+    ray.end(1, RuntimeError("again"))
+    ((ended, error),) = pool.done()
+    assert ended.number == 0
+    assert isinstance(error, str)
+    assert "out of memory" in error
+    assert "again" not in error
+    ray.end(2)
+    ((ended, outcome),) = pool.done()
+    assert (ended.number, isinstance(outcome, StageOutcome)) == (1, True)
+    assert (pool.busy, len(ray.started)) == (False, 3)
+
+
+def test_a_stage_on_nobody_ends_without_a_task(ray: FakeRay) -> None:
+    pool = pool_of(1)
+    pool.submit(job(LATER, standing=0))
+    assert pool.busy
+    ((_, outcome),) = pool.done()
+    assert isinstance(outcome, StageOutcome)
+    assert (outcome.record.state, outcome.record.survivors, ray.started) == ("done", 0, [])
+    assert not pool.busy
+
+
+def test_what_is_cancelled_is_never_named(ray: FakeRay) -> None:
+    pool = pool_of(2)
+    pool.submit(job(FIRST))
+    pool.submit(job(LATER))
+    pool.cancel()
+    assert ray.cancelled == [0, 1]
+    for task in (0, 1):
+        ray.end(task)
+    assert (pool.done(), pool.busy, pool.free, len(ray.started)) == ([], False, 2, 2)
+
+
+def test_the_reserved_share_is_left_when_training_is_over(ray: FakeRay) -> None:
+    pool = pool_of(1)
+    for number in range(3):
+        pool.submit(job(LATER, number, standing=5))
+    assert len(ray.started) == 1
+    assert ray.options[0]["scheduling_strategy"] == "reserved"
+    pool.use_everything()
+    assert len(ray.started) == 3
+    assert pool.capacity == 3
+    assert "scheduling_strategy" not in ray.options[1]
+    assert {options["max_retries"] for options in ray.options} == {LOST_WORKERS}
+
+
+def test_a_worker_is_warmed_up_for_the_attacks_that_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "trainables.attacks.fgsm", raising=False)
+    warm_up(["of_a_plugin", "fgsm"])
+    assert "trainables.attacks.fgsm" in sys.modules
+
+
+# On the real Ray
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A local cluster of one CPU, whose workers die after their fourth unit is stored."""
+    from cluster.connect import prepare_environment
+
+    prepare_environment()
+    monkeypatch.setenv("PARETUNE_KILL_AT", "unit.written:4")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]))
+    import ray
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+def test_a_worker_that_dies_between_two_shards_costs_only_what_it_had_not_stored(
+    trained: Any, tmp_path: Path, cluster: None
+) -> None:
+    pool = pool_of(1)
+    stage = real_stage(images=60, batch_size=5)  # three shards of a unit: each is two files, of clean images and of PGD
+    pool.submit(real_job(trained, tmp_path / "store", stage))
+    ended: list[tuple[StageJob, StageOutcome | str]] = []
+    limit = time.monotonic() + 120
+    while not ended and time.monotonic() < limit:
+        time.sleep(0.05)
+        ended = pool.done()
+    ((_, outcome),) = ended
+    assert isinstance(outcome, StageOutcome), outcome
+    undisturbed = judge_here(real_job(trained, tmp_path / "undisturbed", stage), 0.0)
+    assert outcome.record.verdicts is not None
+    assert outcome.record.verdicts.tolist() == undisturbed.record.verdicts.tolist()  # type: ignore[union-attr]
+    assert outcome.record.clean_correct == undisturbed.record.clean_correct
+    assert len(list((tmp_path / "store").rglob("*.npz"))) == 6
+    assert 0 < outcome.judged < undisturbed.judged, "the shard that was stored is not judged again"
