@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 INHERITED = ("norm", "epsilon", "images", "batch_size", "seed")
-"""What a further plan takes from the launched one, unless it says otherwise."""
+"""What a further plan takes from the launched one, unless it says otherwise; of the test images how many they are."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def read_plan(where: str, launched: AttackPlan | None, overrides: Sequence[str] 
     inside = "attacks" in document
     section = fill_in(document["attacks"] if inside else document)
     if isinstance(section, Mapping) and launched is not None:
-        section = {**{name: getattr(launched, name) for name in INHERITED}, **section}
+        tested = launched.test and {"images": launched.test.images}
+        section = {**{name: getattr(launched, name) for name in INHERITED}, "test": tested, **section}
     plan, problems = read_attacks(section, ("attacks",) if inside else ())
     if plan is None:
         raise ConfigError([source.locate(problem) for problem in problems])
@@ -151,7 +152,9 @@ class _Work:
     ) -> None:
         self.folder, self.ledger, self.stages, self.halt, self.console = folder, ledger, stages, halt, console
         self.numbers = numbers
-        self.judged = self.failed = 0
+        self.judged = 0
+        self._failed: set[tuple[int, Split, int]] = set()
+        """Stages that failed now: (trial, split, position); those of an earlier call are tried again."""
 
     def run(self, config: SweepConfig, address: str | None) -> Added:
         if self._next([]) is None:
@@ -180,7 +183,7 @@ class _Work:
         return self._added()
 
     def _added(self) -> Added:
-        return Added(self.stages[0].plan, tuple(self.numbers), self.judged, self.failed, self.halt.requested)
+        return Added(self.stages[0].plan, tuple(self.numbers), self.judged, len(self._failed), self.halt.requested)
 
     def _next(self, running: Sequence[StageJob]) -> Target | None:
         busy = {(job.number, job.stage.split, job.stage.position) for job in running}
@@ -190,13 +193,15 @@ class _Work:
             for split in splits:
                 chain = [s for s in self.stages if s.split == split and s.cumulative]
                 states = [had[split, s.position] for s in chain if (split, s.position) in had]
-                ended = is_through(chain, states) or any(s.state == "failed" for s in states)
+                failed = any((number, split, s.position) in self._failed for s in chain)
+                ended = failed or is_through(chain, states)
                 in_chain = [] if ended or any((number, split, s.position) in busy for s in chain) else chain
                 columns = [s for s in self.stages if s.split == split and not s.cumulative]
                 for stage in (*in_chain, *columns):
                     record = had.get((split, stage.position))
-                    is_open = record is None or record.state == "running"
-                    if is_open and (number, split, stage.position) not in busy:
+                    is_done = record is not None and record.state == "done"
+                    where = (number, split, stage.position)
+                    if not is_done and where not in busy and where not in self._failed:
                         return Target(number, stage)
         return None
 
@@ -211,7 +216,7 @@ class _Work:
             record = adopt(self.ledger, self.stages, job, outcome)
             what = f"trial {job.number}: {job.stage.label} on {job.stage.split} images"
             if record is None or isinstance(outcome, str):
-                self.failed += 1
+                self._failed.add((job.number, job.stage.split, job.stage.position))
                 self.console.print(f"{what} failed. `report` says why", markup=False, highlight=False)
                 continue
             self.judged += outcome.judged

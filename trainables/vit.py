@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import timm
@@ -101,6 +102,7 @@ def model_facts(config: ModelConfig, channels: int, num_classes: int) -> ModelFa
     )
 
 
+@lru_cache(maxsize=256)
 def _check_name(name: str) -> None:
     """Refuse what timm does not know or what is not a VisionTransformer; costs no weights."""
     if not timm.is_model(name):

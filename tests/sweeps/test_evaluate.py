@@ -76,6 +76,7 @@ def test_a_plan_takes_the_sweeps_ball_and_images_unless_it_gives_its_own(tmp_pat
     assert (found.norm, found.epsilon, found.images, found.seed, found.batch_size) == ("l2", 0.5, 9, 7, 20)
     assert [stage.attack for stage in found.stages] == ["fgsm"]
     assert (found.columns["A"].threat.norm, found.columns["A"].threat.epsilon) == ("l2", 0.25)
+    assert found.test is None  # as in the launched plan
     jasmin = read_plan("jasmin", launched)[1]
     assert (jasmin.norm, jasmin.epsilon, jasmin.images) == ("linf", 2 / 255, None)
 
@@ -262,6 +263,10 @@ def test_an_attack_that_fails_is_recorded_and_the_other_trials_go_on(
         (3, "fgsm"): "done",
     }
     assert ledger.trial(2).state is State.FINISHED
+    assert add(made, plan, "1-3").failed == 1  # tried again, and again it failed
+    monkeypatch.setattr("sweeps.evaluate.EvaluationPool", InlinePool)
+    assert add(made, plan, "1-3").failed == 0
+    assert {s.state for s in own(ledger)} == {"done"}
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(
