@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from search_spaces.errors import ConfigError, Problem, SweepError
+from search_spaces.errors import ConfigError, Problem, StorageError, SweepError, TrackingAway
 from search_spaces.imports import quick_imports
+from search_spaces.storage import storage_problem
 
 if TYPE_CHECKING:
+    from sweeps.changes import Change
     from sweeps.config import SweepConfig
     from sweeps.evaluate import Added
     from sweeps.folder import SweepFolder
     from sweeps.ledger import Ledger
+    from sweeps.requests import Request
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +41,7 @@ err = Console(stderr=True)
 File = Annotated[Path, typer.Argument(help="The sweep's YAML file.", show_default=False)]
 Name = Annotated[str, typer.Argument(help="The sweep's name.", show_default=False)]
 Number = Annotated[int, typer.Argument(help="The trial's number.", show_default=False, min=0)]
+Numbers = Annotated[list[int] | None, typer.Argument(help="The trials' numbers.", show_default=False, min=0)]
 Storage = Annotated[Path, typer.Option("--storage", help="Folder that holds the sweeps.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the file; repeatable.")
@@ -52,11 +56,11 @@ RUNS = Path("runs")
 
 
 @app.command()
-def plan(file: File, scale: Scale = None, set_: Overrides = None) -> None:
+def plan(file: File, storage: Storage = RUNS, scale: Scale = None, set_: Overrides = None) -> None:
     """Validate a file and show what it would run, without starting anything."""
     from sweeps.plan import describe, render
 
-    out.print(render(describe(_read(file, set_ or [], scale))))
+    out.print(render(describe(_read(file, set_ or [], scale)), storage))
 
 
 @app.command()
@@ -77,6 +81,10 @@ def launch(
     address: Address = None,
     trials: Total = None,
     scale: Scale = None,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option("--prior", metavar="NAME", help="A sweep whose finished trials inform the search; repeatable."),
+    ] = None,
     set_: Overrides = None,
 ) -> None:
     """Run a sweep to its end. It can be interrupted at any moment and resumed."""
@@ -90,7 +98,7 @@ def launch(
     overrides = [*(set_ or []), *([] if trials is None else [f"search.trials={trials}"])]
     config = _read(file, overrides, scale)
     folder = SweepFolder(storage.resolve(), name if name is not None else config.name or file.stem)
-    create_sweep(config, folder, _print_line)
+    create_sweep(config, folder, _print_line, prior or ())
     out.print(f"sweep [bold]{folder.name}[/bold] in {folder.root}", highlight=False)
     _drive(folder, address, None)
 
@@ -99,31 +107,123 @@ def launch(
 def resume(
     name: Name,
     file: Annotated[
-        Path | None, typer.Argument(help="The YAML, to check that it is unchanged.", show_default=False)
+        Path | None, typer.Argument(help="The YAML, changed where results stay comparable.", show_default=False)
     ] = None,
     storage: Storage = RUNS,
     address: Address = None,
     trials: Total = None,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Take the lease even of a driver that seems to live.")
+    ] = False,
     set_: Overrides = None,
 ) -> None:
-    """Go on with a sweep, toward the total that was asked for; --trials raises the total."""
+    """Go on with a sweep, toward the total that was asked for; --trials raises the total.
+
+    With FILE it goes on as that says: what leaves results comparable (more trials, other resources, tracking, failures)
+    is recorded, all else is refused with the differences.
+
+    A driver that lives is left alone; --take-over takes its lease all the same, and it can write nothing more.
+    """
+    from sweeps.changes import check_comparable, plan_change
     from sweeps.config import read_sweep
     from sweeps.records import IMPORTED
-    from sweeps.runner import check_unchanged
 
     folder, ledger = _open(name, storage)
-    requested = ledger.sweep().requested
+    sweep = ledger.sweep()
+    requested = sweep.requested
     if trials is not None and trials < requested:
         problem = f"{trials} is fewer than the {requested} trials that the sweep has; a total can only grow."
         raise ConfigError([Problem((), problem, source="--trials")])
     if trials is not None and any(t.label == IMPORTED for t in ledger.trials()):
         problem = "the sweep is a checkpoint that was brought; there is nothing to train."
         raise ConfigError([Problem((), problem, f"{folder.command('evaluate')} --plan FILE judges it.", "--trials")])
-    check_unchanged(ledger, read_sweep(folder.config), str(folder.config))
-    if file is not None:
-        check_unchanged(ledger, read_sweep(file, set_ or []), str(file))
+    if folder.config.exists():
+        check_comparable(sweep, read_sweep(folder.config), str(folder.config))
+    change = None if file is None else plan_change(sweep, read_sweep(file, set_ or []), str(file))
     ledger.close()
-    _drive(folder, address, trials)
+    _drive(folder, address, trials, take_over, change)
+
+
+@app.command()
+def retry(
+    name: Name,
+    numbers: Numbers = None,
+    failed: Annotated[bool, typer.Option("--failed", help="All that have failed.")] = False,
+    storage: Storage = RUNS,
+    address: Address = None,
+) -> None:
+    """Run failed trials and failed attacks again: same number, configuration and seed, from the last good checkpoint.
+
+    A driver that runs takes them up; without one the sweep goes on here.
+    """
+    from sweeps.steering import retry_request
+
+    folder, ledger = _open(name, storage)
+    request = retry_request(ledger, numbers or [], failed=failed)
+    if not _ask(folder, ledger, request):
+        _drive(folder, address, None)
+
+
+@app.command()
+def extend(
+    name: Name,
+    trials: Total = None,
+    known: Annotated[
+        Path | None,
+        typer.Option("--known", help="YAML file: a list of configurations to try next.", show_default=False),
+    ] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option("--prior", metavar="NAME", help="A sweep whose finished trials inform the search."),
+    ] = None,
+    storage: Storage = RUNS,
+    address: Address = None,
+) -> None:
+    """Ask more of a sweep: a larger total, known configurations (in addition, unless --trials says otherwise), or what
+    another sweep has learned. A driver that runs takes it up; without one the sweep goes on here."""
+    from sweeps.steering import extend_request
+
+    folder, ledger = _open(name, storage)
+    request = extend_request(ledger, total=trials, known=known, prior=prior, storage=storage, say=_print_line)
+    if not _ask(folder, ledger, request):
+        _drive(folder, address, None)
+
+
+@app.command()
+def stop(name: Name, numbers: Numbers, storage: Storage = RUNS) -> None:
+    """End single trials of a sweep for good: they become stopped, the others go on."""
+    from sweeps.steering import stop_request
+
+    folder, ledger = _open(name, storage)
+    if not _ask(folder, ledger, stop_request(ledger, numbers or [])):
+        _print_line(f"no driver runs: it happens as soon as the sweep goes on. {folder.resume_command}")
+
+
+@app.command()
+def pause(name: Name, storage: Storage = RUNS) -> None:
+    """End the driver of a sweep, wherever it runs; `resume` goes on. At most the current epochs are done again."""
+    from sweeps.requests import Request
+    from sweeps.summary import sweep_state
+
+    folder, ledger = _open(name, storage)
+    state = sweep_state(ledger)
+    if state != "running":
+        _print_line(f"nothing to pause: the sweep is {state} and no driver runs.")
+        return
+    _ask(folder, ledger, Request.make("pause"))
+
+
+def _ask(folder: SweepFolder, ledger: Ledger, request: Request) -> bool:
+    """Leave a request for the driver and close the ledger; returns whether a driver lives that takes it up."""
+    from sweeps.requests import put
+    from sweeps.summary import sweep_state
+
+    runs = sweep_state(ledger) == "running"
+    put(folder.requests, request)
+    ledger.close()
+    if runs:
+        _print_line(f"asked the running driver; {folder.command('status')} shows what waits.")
+    return runs
 
 
 @app.command()
@@ -320,10 +420,11 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
 ) -> None:
     """Show how far a sweep is, from its ledger alone; works with a dead driver and from another terminal."""
+    from sweeps.requests import waiting
     from sweeps.summary import status as summarise
 
     folder, ledger = _open(name, storage)
-    found = summarise(ledger)
+    found = summarise(ledger, waiting(folder.requests))
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
@@ -401,18 +502,56 @@ def ui(
 
 
 @app.command()
+def gc(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also the final weights of trials that others dominate.")
+    ] = False,
+    storage: Storage = RUNS,
+) -> None:
+    """Show the files of a sweep that nothing needs any more; --yes removes them. Refused while a driver runs."""
+    from sweeps.disk import in_words
+    from sweeps.retention import collect, find_unneeded
+
+    folder, ledger = _open(name, storage)
+    unneeded = (collect if yes else find_unneeded)(ledger, folder, weights=weights)
+    for kind in unneeded:
+        out.print(f"{kind.what}: {len(kind.paths)}, {in_words(kind.size)}", highlight=False)
+        for path in kind.paths:
+            out.print(f"  {path.relative_to(folder.root)}", style="dim", highlight=False, soft_wrap=True)
+    total = in_words(sum(kind.size for kind in unneeded))
+    if not unneeded:
+        out.print("nothing to remove: every file is needed.")
+    elif yes:
+        out.print(f"removed {total}.", highlight=False)
+    else:
+        out.print(f"{total} could go: {folder.command('gc')}{' --weights' if weights else ''} --yes", highlight=False)
+
+
+@app.command()
 def sync(name: Name, storage: Storage = RUNS) -> None:
     """Bring MLflow up to date with the ledger; what is there already is not written again."""
     from sweeps.conclude import print_tracking
     from sweeps.config import parse_sweep
     from sweeps.lease import Lease
+    from sweeps.snapshot import without_passwords
     from sweeps.tracking import Mirror
 
     folder, ledger = _open(name, storage)
     tracking = parse_sweep(ledger.sweep().document).tracking
-    with Lease(ledger):
+    with Lease(ledger, say=_print_line):
         done = ledger.sweep().completed_at is not None
-        Mirror(ledger, folder, tracking.uri, tracking.experiment).sync(None if done else "KILLED")
+        try:
+            Mirror(ledger, folder, tracking.uri, tracking.experiment).sync(None if done else "KILLED")
+        except SweepError:
+            raise
+        except Exception as error:
+            where = without_passwords(tracking.uri or folder.default_tracking_uri)
+            raise TrackingAway(
+                f"MLflow is not up to date: {where} said {str(error).splitlines()[0]!r}. The ledger has everything; "
+                f"ask again when the server answers: {folder.command('sync')}"
+            ) from error
         print_tracking(out, folder, ledger)
 
 
@@ -463,20 +602,33 @@ def _print_status(found: dict[str, Any], folder: SweepFolder) -> None:
     counts = found["trials"]
     out.print(f"[bold]{found['name']}[/bold]: {found['state']}", highlight=False)
     out.print(", ".join(f"{count} {state}" for state, count in counts.items() if count), highlight=False)
+    stopping = {number for asked in found["waiting"] if asked["request"] == "stop" for number in asked["trials"]}
     for item in found["open"]:
-        out.print(f"  trial {item['trial']}: {item['state']}, {item['epochs']} epochs done", highlight=False)
+        end = ", stopping" if item["trial"] in stopping else ""
+        out.print(f"  trial {item['trial']}: {item['state']}, {item['epochs']} epochs done{end}", highlight=False)
+    for asked in found["waiting"]:
+        about = " ".join(map(str, asked["trials"]))
+        out.print(f"  asked for: {asked['request']} {about}".rstrip(), highlight=False)
+    for other, count in found["prior"].items():
+        out.print(f"  prior knowledge: {count} trials of {other}", highlight=False)
     for item in found["front"]:
         values = ", ".join(f"{o} {item[o]:.3f}" for o in found["objectives"])
         out.print(f"  front: trial {item['trial']}: {values}", highlight=False)
-    if found["state"] == "interrupted":
+    if found["state"] in ("interrupted", "paused"):
         out.print(f"to go on: {folder.resume_command}", highlight=False, soft_wrap=True)
 
 
-def _drive(folder: SweepFolder, address: str | None, trials: int | None) -> None:
+def _drive(
+    folder: SweepFolder,
+    address: str | None,
+    trials: int | None,
+    take_over: bool = False,
+    change: Change | None = None,
+) -> None:
     from sweeps.conclude import conclude
     from sweeps.runner import drive
 
-    outcome = drive(folder, out, address=address, trials=trials)
+    outcome = drive(folder, out, address=address, trials=trials, change=change, take_over=take_over)
     conclude(folder, out)
     raise typer.Exit(outcome.exit_code)
 
@@ -487,8 +639,26 @@ def _clear_errors() -> Iterator[None]:
         yield
     except SweepError as error:
         err.print(str(error), markup=False, highlight=False, soft_wrap=True, style="red")
-        crashed = type(error).__name__ == "DriverCrashed"
+        crashed = isinstance(error, StorageError) or type(error).__name__ == "DriverCrashed"
         sys.exit(3 if crashed else 2)
+    except Exception as error:
+        text = _storage_text(error)
+        if not text:
+            raise
+        err.print(text, markup=False, highlight=False, soft_wrap=True, style="red")
+        sys.exit(3)
+
+
+def _storage_text(error: Exception) -> str:
+    """Say what is wrong with the storage, if that is the error; else nothing."""
+    if problem := storage_problem(error):
+        return f"the sweep's folder cannot be written: {problem}. Nothing is lost; put that right and ask again."
+    if "database is locked" in str(error):
+        return (
+            "the ledger is locked: another process has begun to write and does not go on. A driver that is stopped "
+            "(`ps` shows T) goes on with kill -CONT; kill -9 ends it, and nothing is lost."
+        )
+    return ""
 
 
 def main() -> None:

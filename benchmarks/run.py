@@ -1,4 +1,7 @@
-"""`make bench`: measure what the documentation claims, and write benchmarks/results.json."""
+"""`make bench`: measure what the documentation claims, and write benchmarks/results.json.
+
+``python -m benchmarks.run attacks front`` measures these groups alone and leaves the other rows as they are.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import attacks, front, simulated, steps
+from benchmarks import attacks, front, ledger, simulated, steps
 from benchmarks.rows import Row, measured
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,11 +49,24 @@ def command_rows() -> Iterator[Row]:
             yield row(f"smoke_{preset.stem}", command, 1, 20)
 
 
-def main() -> None:
-    rows = [*command_rows(), *steps.rows(), *attacks.rows(), *front.rows(), *simulated.rows()]
-    RESULTS.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-    sys.stdout.write(RESULTS.read_text())
+GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
+    "commands": command_rows,
+    "steps": steps.rows,
+    "attacks": attacks.rows,
+    "front": front.rows,
+    "simulated": simulated.rows,
+    "ledger": ledger.rows,
+}
+
+
+def main(chosen: Sequence[str]) -> None:
+    """Measure the chosen groups, or all, and replace their rows."""
+    fresh = {row["id"]: row for group in chosen or GROUPS for row in GROUPS[group]()}
+    old = json.loads(RESULTS.read_text()) if chosen else []
+    kept = {row["id"]: row for row in old} | fresh
+    RESULTS.write_text(json.dumps(list(kept.values()), indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(list(fresh.values()), indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 EVALUATION_GPU_SHARE = 0.25
 """Share of one GPU kept for attacks when `resources` says auto (our choice, until shares are measured)."""
@@ -20,6 +20,18 @@ class Shares:
     """Evaluations at once while trials train; when training is over they may use everything."""
     evaluation_cpus: float
     evaluation_gpus: float
+    largest_gpus: float = 0.0
+    """The most of a GPU that one training can have beside the evaluation's share."""
+
+    def grown(self, times: float) -> Shares:
+        """Return the shares when each training gets so many times as much: of a GPU, up to a whole one, and without
+        GPUs of the cores, up to all that the trainings have; accordingly fewer train at once. times >= 1."""
+        if self.trial_gpus:
+            gpus = max(self.trial_gpus, min(self.trial_gpus * times, self.largest_gpus))
+            fewer = max(1, int(self.concurrent * self.trial_gpus / gpus + 1e-9))
+            return replace(self, concurrent=fewer, trial_gpus=gpus)
+        cpus = max(self.trial_cpus, min(self.trial_cpus * times, self.concurrent * self.trial_cpus))
+        return replace(self, concurrent=max(1, int(self.concurrent * self.trial_cpus / cpus + 1e-9)), trial_cpus=cpus)
 
     @property
     def draining_workers(self) -> int:
@@ -65,7 +77,17 @@ def plan_shares(
         evaluation_workers=workers,
         evaluation_cpus=evaluation_cpus,
         evaluation_gpus=attack_gpus,
+        largest_gpus=_largest_share(int(gpus), share, workers * attack_gpus),
     )
+
+
+def _largest_share(gpus: int, share: float, reserved: float) -> float:
+    """Return the largest share that fits beside the reservation, as `_trials_on_gpus` lays it out."""
+    if not gpus or not share:
+        return 0.0
+    if share > 1:
+        return max(share, float(int(gpus - reserved)))
+    return max(share, 1 - min(1.0, max(0.0, reserved - (gpus - 1))))
 
 
 def _trials_on_gpus(gpus: int, share: float, reserved: float) -> int:

@@ -9,6 +9,9 @@ SweepError
 │   ├── IllegalTransition     a trial cannot go from its state to the one asked for
 │   ├── LeaseHeld             another driver runs this sweep
 │   └── LeaseLost             this driver was away too long and another may have taken over
+├── StorageError              the sweep's folder cannot be written: full, read-only, gone
+│   └── StorageFull           less is free than what runs may still need
+├── TrackingAway              MLflow does not answer, and a command needs it
 ├── DataError                 a data set is missing, incomplete or malformed
 ├── ModelError                a model cannot be built, or a method cannot handle it
 ├── CheckpointError
@@ -24,6 +27,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory", "low on memory")
+"""Words by which an error, a traceback, or Ray's account of a worker's end says that memory was the reason."""
 
 
 class SweepError(Exception):
@@ -102,6 +108,18 @@ class LeaseLost(LedgerError):
     """This driver no longer holds the lease; it must write nothing more."""
 
 
+class StorageError(SweepError):
+    """The sweep's storage cannot be written."""
+
+
+class StorageFull(StorageError):
+    """The sweep's storage has less room than what runs may still need."""
+
+
+class TrackingAway(SweepError):
+    """MLflow does not answer."""
+
+
 class DataError(SweepError):
     """A data set is missing, incomplete or malformed."""
 
@@ -136,3 +154,8 @@ class Superseded(SweepError):
 
 class ObjectiveMissing(SweepError):
     """An evaluation ended without the value that it was for."""
+
+
+def ran_out_of_memory(text: str) -> bool:
+    """Return whether an error's text says that a device or the machine had no memory left."""
+    return any(words in text for words in OUT_OF_MEMORY)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from search_spaces.config import Config
 from search_spaces.domains import Domain, Scalar, Suggests
 from search_spaces.errors import ConfigError, Problem
 from search_spaces.space import Space
@@ -28,6 +29,7 @@ from sweeps.sections import (
     DEFAULT_TRIALS,
     AttackPlan,
     FailuresSection,
+    LedgerSection,
     MethodEntry,
     ResourcesSection,
     SearchSection,
@@ -60,6 +62,7 @@ class SweepConfig:
     search: SearchSection
     resources: ResourcesSection
     tracking: TrackingSection
+    ledger: LedgerSection
     failures: FailuresSection
     plugins: tuple[str, ...]
 
@@ -110,7 +113,7 @@ class SweepConfig:
     def comparable(self) -> dict[str, Any]:
         """Return what decides the results of trials, defaults filled in: two sweeps with equal parts are comparable.
 
-        Left out: the name, how many trials, how many at a time and where they run, tracking and retries.
+        Left out: the name, and what `adjustable` returns.
         """
         return {
             "model": self.model.plain(),
@@ -123,6 +126,17 @@ class SweepConfig:
             "search": {k: v for k, v in self.search.plain().items() if k not in ("trials", "replicates")},
             "resources": {"cpus": self.resources.cpus},
             "plugins": list(self.plugins),
+        }
+
+    def adjustable(self) -> dict[str, Any]:
+        """Return what may change while a sweep goes on, defaults filled in: it leaves results comparable."""
+        kept = ("data", "monitor", "attacks", "search", "resources", "ledger")
+        whole = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in kept}
+        return {
+            "search": {"trials": self.trials, "replicates": self.search.replicates},
+            "attacks": self.attacks and self.attacks.adjustable(),
+            "resources": {name: value for name, value in self.resources.plain().items() if name != "cpus"},
+            **{name: section.plain() for name, section in whole.items() if isinstance(section, Config)},
         }
 
     def _choose_method(self, trial: Suggests) -> MethodEntry:
@@ -223,6 +237,7 @@ def _assemble(document: dict[str, Any], parsed: Sections) -> SweepConfig:
         search=general.search,
         resources=general.resources,
         tracking=general.tracking,
+        ledger=general.ledger,
         failures=general.failures,
         plugins=general.plugins,
     )

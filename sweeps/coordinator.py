@@ -9,16 +9,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from search_spaces.errors import ObjectiveMissing
+from search_spaces.errors import ObjectiveMissing, StorageError
 from search_spaces.faults import reach
+from search_spaces.storage import storage_problem
 from sweeps.cascade import Standing, Target, is_through, next_target, stage_job
 from sweeps.evaluation import EvaluationPool
+from sweeps.failures import after_failure, after_stage_failure
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.records import LAUNCHED, PlannedStage, StageRecord, State
+from sweeps.requests import Granted, Request, grant_waiting
 from sweeps.stage_job import StageJob, StageOutcome, started
 from sweeps.study import SearchStudy
 from trainables.tune import Report, TrainingJob, write_token
@@ -26,8 +29,10 @@ from trainables.tune import Report, TrainingJob, write_token
 if TYPE_CHECKING:
     from sweeps.config import SweepConfig
 
-DETERMINISTIC = ("nan", "checkpoint")
-"""Failures that another attempt of the same configuration and seed would only repeat."""
+REQUESTS_S = 0.5
+"""Between two looks at what other terminals ask for."""
+STOPPED_TOKEN = "stopped"
+"""Stands in a stopped trial's folder instead of an attempt, so that no worker writes there any more."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Kept:
     to_evaluate: int
     failed: int
     to_go: int
+    stopped: int = 0
 
     def sentence(self) -> str:
         """Say it: "7 finished kept, trial 8 continues after epoch 4, 4 to go"."""
@@ -49,6 +55,8 @@ class Kept:
         ]
         if self.to_evaluate:
             parts.append(f"{self.to_evaluate} trained, to be evaluated")
+        if self.stopped:
+            parts.append(f"{self.stopped} stopped")
         if self.failed:
             parts.append(f"{self.failed} failed")
         return ", ".join([*parts, f"{self.to_go} to go"])
@@ -69,19 +77,27 @@ class Coordinator:
         self._sweep = ledger.sweep()
         self._planned = [stage for stage in self._sweep.planned_stages if stage.plan == LAUNCHED]
         trials = ledger.trials()
-        self.study = SearchStudy(config, trials, ledger.stages())
+        self.study = SearchStudy(config, trials, ledger.stages(), ledger.prior())
+        self.pause_asked = False
+        """Whether another terminal has asked this driver to pause."""
+        self._asked_at = float("-inf")
         self._proposed = len(trials)
         self._to_train = deque(t.number for t in trials if t.state in (State.PROPOSED, State.TRAINING))
         self._to_judge = deque(t.number for t in trials if t.state in (State.TRAINED, State.EVALUATING))
         self._training: dict[int, str] = {}
+        self._shares = {t.number: t.share for t in trials if t.number in self._to_train}
+        """How many times the configured share each waiting or running training gets, where it is not once."""
+        self._not_before: dict[int, float] = {}
+        """When a training that has failed may start again, by the clock that never goes back."""
         self._unsettled = True
         self._final = False
         self.kept = Kept(
-            finished=sum(t.state in (State.FINISHED, State.STOPPED) for t in trials),
+            finished=sum(t.state is State.FINISHED for t in trials),
             continuing=tuple((t.number, t.epochs) for t in trials if t.number in self._to_train),
             to_evaluate=len(self._to_judge),
             failed=sum(t.state is State.FAILED for t in trials),
             to_go=self._sweep.requested - len(trials),
+            stopped=sum(t.state is State.STOPPED for t in trials),
         )
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -92,17 +108,50 @@ class Coordinator:
         return bool(self._training or self._to_train or self._proposed < self._sweep.requested)
 
     @property
+    def training_numbers(self) -> tuple[int, ...]:
+        """The trials whose training is running now."""
+        return tuple(self._training)
+
+    @property
+    def training_waiting(self) -> tuple[int, ...]:
+        """The trials whose training is still to start; of those that are not proposed yet the first."""
+        return (*self._to_train, *([self._proposed] if self._proposed < self._sweep.requested else []))
+
+    @property
     def training_count(self) -> int:
         """Trainings that are running now."""
         return len(self._training)
 
-    def next_training(self) -> TrainingJob | None:
-        """Return the next training, committed as started; None if there is none to start at the moment."""
-        if self._to_train:
-            return self._start(self._to_train.popleft())
-        if self._proposed < self._sweep.requested:
+    @property
+    def next_share(self) -> float:
+        """The share that the next trainings get, a multiple of the configured one: the smallest that any asks for."""
+        waiting = [self._share_of(number) for number in self._to_train]
+        return 1.0 if self._proposed < self._sweep.requested else min(waiting, default=1.0)
+
+    def is_needed_at(self, share: float) -> bool:
+        """Return whether a training with this share runs, waits, or has yet to be proposed."""
+        known = any(self._share_of(number) == share for number in (*self._training, *self._to_train))
+        return known or (share == 1.0 and self._proposed < self._sweep.requested)
+
+    def is_current(self, number: int, token: str) -> bool:
+        """Return whether an attempt is still wanted: neither failed, nor stopped, nor replaced."""
+        return self._training.get(number) == token
+
+    def _share_of(self, number: int) -> float:
+        return self._shares.get(number, 1.0)
+
+    def next_training(self, share: float = 1.0) -> TrainingJob | None:
+        """Return the next training with this share, committed as started; None if none may start at the moment."""
+        now = time.monotonic()
+        for number in self._to_train:
+            if self._share_of(number) == share and self._not_before.get(number, now) <= now:
+                self._to_train.remove(number)
+                return self._start(number)
+        if share == 1.0 and self._proposed < self._sweep.requested:
             number = self._proposed
-            proposal = self.study.propose(number)
+            in_configuration = self.config.known_params(number) is not None
+            known = None if in_configuration else self.ledger.next_known()
+            proposal = self.study.propose(number, None if known is None else known.params)
             reach("propose.commit")
             self.ledger.propose(
                 number,
@@ -111,6 +160,7 @@ class Coordinator:
                 proposal.params,
                 proposal.distributions,
                 proposal.seed,
+                known=None if known is None else known.position,
             )
             self._proposed += 1
             return self._start(number)
@@ -122,6 +172,7 @@ class Coordinator:
         token = f"{self.ledger.owner}/{attempt}"
         folder = self.folder.trial(number)
         write_token(folder, token)
+        self.ledger.check_lease()  # a driver that slept here must not start what another has started since
         reach("train.start")
         self._training[number] = token
         return TrainingJob(number, dict(trial.config), trial.seed, str(folder), token)
@@ -133,7 +184,11 @@ class Coordinator:
             return
         if report.status == "superseded":
             raise RuntimeError(f"trial {number}: another driver writes in this sweep's folder. {report.error}")
+        if report.status == "failed" and report.kind == "storage":
+            raise StorageError(f"trial {number} cannot write: {storage_problem(report.error)}.")
         if report.status == "failed":
+            if len(report.history) > self.ledger.trial(number).epochs:  # a kill came between checkpoint and ledger
+                self.ledger.record_epochs(number, report.history)
             self.training_failed(number, report.kind, report.error)
             return
         reach("epochs.commit")
@@ -153,9 +208,14 @@ class Coordinator:
         if self._training.pop(number, None) is None:
             return
         trial = self.ledger.trial(number)
-        if kind not in DETERMINISTIC and trial.failures < self.config.failures.retries:
-            self.ledger.note_failure(number, kind, error)
-            self._say(f"trial {number} ({trial.label}) failed ({kind}) and is tried again")
+        again = after_failure(kind, trial.failed_as, trial.share, self.config.failures)
+        if again is not None:
+            self.ledger.note_failure(number, kind, error, again.share)
+            how = f" in {again.pause_s:g} s" if again.pause_s else ""
+            how += f" with {again.share:g} times the share" if again.share != trial.share else ""
+            self._say(f"trial {number} ({trial.label}) failed ({kind}) and is tried again{how}")
+            self._not_before[number] = time.monotonic() + again.pause_s
+            self._shares[number] = again.share
             self._to_train.append(number)
             return
         self.ledger.fail(number, kind, error)
@@ -212,8 +272,14 @@ class Coordinator:
     def _judge(self, target: Target) -> None:
         assert self.pool is not None
         trial, stages = self.ledger.trial(target.number), self.ledger.stages(target.number)
+        before = next((s for s in stages if (s.split, s.position) == (target.stage.split, target.stage.position)), None)
+        if before is not None and before.batch_size is not None:
+            target = target._replace(stage=replace(target.stage, batch_size=before.batch_size))
         job = stage_job(target, trial, stages, self.folder, self._sweep.data_digest)
-        self.ledger.start_stage(started(job, time.time()))
+        record = started(job, time.time())
+        if before is not None:
+            record = replace(record, tries=before.tries, batch_size=before.batch_size)
+        self.ledger.start_stage(record)
         reach("stage.start")
         self.pool.submit(job)
 
@@ -221,6 +287,8 @@ class Coordinator:
         reach("stage.adopt")
         stage = job.stage
         is_objective = stage.split == "validation" and stage.position == 0
+        if isinstance(outcome, str) and self._tries_again(job, outcome, is_objective):
+            return
         adopt(self.ledger, self._planned, job, outcome)
         if is_objective:
             self._tell(job.number)
@@ -229,6 +297,68 @@ class Coordinator:
         elif is_last_of_column(self._planned, stage):
             left = f"{outcome.record.accuracy:.3f} stand after {stage.column} on {stage.split} images"
             self._say(f"trial {job.number}: {left}")
+
+    def _tries_again(self, job: StageJob, error: str, is_objective: bool) -> bool:
+        """Count a failed stage and leave it to be tried again, if the policy allows; returns whether it does."""
+        stages = self.ledger.stages(job.number)
+        record = next(s for s in stages if (s.split, s.position) == (job.stage.split, job.stage.position))
+        again = after_stage_failure(error, record.tries, job.stage.batch_size, self.config.failures)
+        if again is None:
+            return False
+        self.ledger.note_stage_failure(record, error, again.batch_size)
+        size = f" with batches of {again.batch_size}" if again.batch_size != job.stage.batch_size else ""
+        self._say(f"trial {job.number}: {job.stage.label} on {job.stage.split} images is tried again{size}")
+        if is_objective:
+            self._to_judge.append(job.number)
+        return True
+
+    # -- what other terminals ask for ---------------------------------------------------------------------------------
+
+    def take_requests(self) -> None:
+        """Grant what other terminals ask for, and do it."""
+        if time.monotonic() - self._asked_at < REQUESTS_S:
+            return
+        self._asked_at = time.monotonic()
+        for request, granted in grant_waiting(self.ledger, self.folder.requests, self._say):
+            self._follow(request, granted)
+
+    def _follow(self, request: Request, granted: Granted) -> None:
+        """Do here what a request means that the ledger has granted."""
+        if request.kind == "pause":
+            self.pause_asked = True
+            return
+        for number in granted.changed:
+            if request.kind == "stop":
+                self._stop(number)
+            else:
+                self._open_again(number)
+        if request.kind != "stop":
+            self._sweep = self.ledger.sweep()
+            self._rebuild()
+
+    def _stop(self, number: int) -> None:
+        for queue in (self._to_train, self._to_judge):
+            if number in queue:
+                queue.remove(number)
+        self._training.pop(number, None)
+        if self.folder.trial(number).exists():
+            write_token(self.folder.trial(number), f"{self.ledger.owner}/{STOPPED_TOKEN}")
+        if self.pool is not None:
+            self.pool.forget(number)
+        self.study.tell(self.ledger.trial(number))
+
+    def _open_again(self, number: int) -> None:
+        trial = self.ledger.trial(number)
+        if trial.state is State.PROPOSED:
+            self._shares[number] = trial.share
+            self._to_train.append(number)
+        elif trial.state is State.TRAINED:
+            self._to_judge.append(number)
+
+    def _rebuild(self) -> None:
+        """Begin the study anew from the ledger: what it was told once cannot be taken back."""
+        self.study = SearchStudy(self.config, self.ledger.trials(), self.ledger.stages(), self.ledger.prior())
+        self._unsettled, self._final = True, False
 
     def _tell(self, number: int) -> None:
         trial = self.ledger.trial(number)

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.resources import Shares
-from search_spaces.errors import SweepError
+from search_spaces.errors import StorageError, SweepError
 from search_spaces.imports import quick_imports
+from search_spaces.storage import storage_problem
 from sweeps.stage_job import ShardResult, StageJob, StageOutcome, assemble, judge_shard
 
 LOST_WORKERS = 3
@@ -68,8 +69,9 @@ class EvaluationPool:
         self._tasks: dict[Any, int] = {}
         bundle = {"CPU": shares.evaluation_cpus, "GPU": shares.evaluation_gpus}
         bundle = {name: amount for name, amount in bundle.items() if amount}
-        self._reserved: Any = placement_group([bundle] * self.capacity, strategy="SPREAD")
-        ray.get(self._reserved.ready())
+        self._group: Any = placement_group([bundle] * self.capacity, strategy="SPREAD")
+        self._reserved: Any = self._group
+        ray.get(self._group.ready())
         warming = ray.remote(max_retries=0, **self._options())(warm_up)
         self._warming = [
             warming.remote(list(attacks)) for _ in range(self.capacity)
@@ -110,11 +112,15 @@ class EvaluationPool:
         tasks = list(self._tasks)
         ready, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0) if tasks else ([], [])
         for reference in ready:
-            stage = self._stages[self._tasks.pop(reference)]
+            stage = self._stages.get(self._tasks.pop(reference))
+            if stage is None:  # forgotten meanwhile
+                continue
             stage.missing -= 1
             try:
                 stage.results.append(ray.get(reference))
-            except Exception:  # the evaluation's boundary: whatever it was becomes a recorded failure
+            except Exception as error:  # the evaluation's boundary: whatever it was becomes a recorded failure
+                if problem := storage_problem(error):  # but this is nobody's: the driver stops
+                    raise StorageError(f"an attack on trial {stage.job.number} cannot write: {problem}.") from error
                 stage.error = stage.error or traceback.format_exc()
         ended = []
         for key, stage in list(self._stages.items()):
@@ -132,6 +138,16 @@ class EvaluationPool:
         self._reserved = None  # the group itself stays until Ray ends: what runs in it must not be killed
         self.capacity = self._shares.draining_workers
         self._start()
+
+    def keep_to_share(self) -> None:
+        """Trainings come again: what starts from here on keeps to the reserved share."""
+        self._reserved, self.capacity = self._group, self._shares.evaluation_workers
+
+    def forget(self, number: int) -> None:
+        """Drop a trial's stages: what waits does not start, what runs ends and is not adopted."""
+        for key in [key for key, stage in self._stages.items() if stage.job.number == number]:
+            self._drop(key)
+            del self._stages[key]
 
     def cancel(self) -> None:
         """Kill what is running; nothing is adopted any more."""

@@ -10,6 +10,7 @@
         ├── driver.log          everything that Ray, Tune, Optuna and MLflow have to say
         ├── report.html, report.md
         ├── trials/00007/       checkpoints, final weights and log of a trial
+        ├── requests/           what other terminals ask of the driver, one file each until it is granted
         ├── verdicts/           one file per attack stage, named by the digest of what it judged
         └── scratch/            Ray Tune's own files; nothing in it is ever read again
 """
@@ -75,6 +76,10 @@ class SweepFolder:
     @property
     def verdicts(self) -> Path:
         return self.root / "verdicts"
+
+    @property
+    def requests(self) -> Path:
+        return self.root / "requests"
 
     @property
     def scratch(self) -> Path:

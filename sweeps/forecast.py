@@ -12,6 +12,7 @@ from search_spaces.domains import thin
 from search_spaces.errors import ConfigError
 from sweeps.attack_plan import planned_stages
 from sweeps.config import SweepConfig
+from sweeps.disk import TrialBytes
 from sweeps.prefetch import check_fit, to_fetch
 from sweeps.records import PlannedStage, Split
 from sweeps.rules import MAX_MODELS, data_problems
@@ -22,11 +23,18 @@ from trainables.config import ModelConfig, MonitorConfig, TrainingConfig
 from trainables.dataset import Splits, outline_splits
 from trainables.monitor import pgd_of
 from trainables.recipe import steps_per_epoch
+from trainables.verdicts import PACKED_BATCHES
 from trainables.vit import build_model, model_facts
 
 BYTES_PER_WEIGHT = 4
 OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1}
 """Tensors that an optimizer keeps for each weight."""
+VERDICT_BYTES, UNIT_BYTES = 41, 2_500
+"""Of the verdict on one image, its facts included, and of the file around those of a unit."""
+TRIAL_BYTES, EPOCH_BYTES = 60_000, 4_000
+"""Of a trial and of an epoch in ledger, logs and MLflow together, roughly."""
+SLACK = 1.1
+"""What methods keep beside the weights, buffers and the description of a checkpoint come to at most (our choice)."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,21 @@ class Plan:
     """Of one running trial."""
     final_bytes: Range
     """Of all final models."""
+    verdict_bytes: float
+    """Of all verdicts, if every stage ran on every trial."""
+    image_bytes: float
+    """Of the adversarial images that are kept, if all of them fell."""
+    record_bytes: float
+    """Of ledger, logs and MLflow's own files, roughly."""
+
+    @property
+    def total_bytes(self) -> float:
+        """Of the whole sweep at its end, at most, with one training beside."""
+        return (
+            self.checkpoint_bytes.high
+            + self.final_bytes.high
+            + sum((self.verdict_bytes, self.image_bytes, self.record_bytes))
+        )
 
 
 def describe(config: SweepConfig) -> Plan:
@@ -144,6 +167,9 @@ def describe(config: SweepConfig) -> Plan:
         monitor_passes=_monitor_passes(config.monitor, trainings, splits),
         checkpoint_bytes=_checkpoint_bytes(model.parameters, trainings),
         final_bytes=model.parameters.scaled(BYTES_PER_WEIGHT * config.trials),
+        verdict_bytes=sum(_verdict_bytes(stage) * _judged_trials(config, stage) for stage in planned),
+        image_bytes=sum(_image_bytes(config, splits, s) * _judged_trials(config, s) for s in planned if s.keep_images),
+        record_bytes=config.trials * (TRIAL_BYTES + epochs.high * EPOCH_BYTES),
     )
 
 
@@ -178,16 +204,15 @@ def _model_figures(config: SweepConfig, splits: Splits) -> ModelFigures:
         depth=Range.over(fact.depth for fact in facts),
         embed_dim=Range.over(fact.embed_dim for fact in facts),
         num_heads=Range.over(fact.num_heads for fact in facts),
-        parameters=Range.over(_count_parameters(model, splits) for model in models),
+        parameters=Range.over(_count_parameters(model, splits.channels, splits.num_classes) for model in models),
     )
 
 
-def _count_parameters(config: ModelConfig, splits: Splits) -> int:
+def _count_parameters(config: ModelConfig, channels: int, num_classes: int) -> int:
     bare = config.model_copy(update={"pretrained": False, "weights": None})
+    half = (0.5,) * channels
     with torch.device("meta"):
-        model = build_model(
-            bare, num_classes=splits.num_classes, channels=splits.channels, mean=splits.mean, std=splits.std
-        )
+        model = build_model(bare, num_classes=num_classes, channels=channels, mean=half, std=half)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -218,6 +243,29 @@ def _monitor_passes(monitor: MonitorConfig, trainings: Sequence[TrainingConfig],
     looks = Range.over(math.ceil(t.epochs / monitor.every) for t in trainings)  # the last epoch always counts
     low, high = Pgd.passes(pgd_of(monitor), splits.num_classes)
     return Range(looks.low * low, looks.high * high).scaled(images)
+
+
+def _judged_trials(config: SweepConfig, stage: PlannedStage) -> int:
+    """Return on how many trials a stage may run."""
+    test = None if config.attacks is None else config.attacks.test
+    return config.trials if stage.split == "validation" else min(config.trials, test.trials if test else 0)
+
+
+def _verdict_bytes(stage: PlannedStage) -> float:
+    return stage.images * VERDICT_BYTES + math.ceil(stage.images / (PACKED_BATCHES * stage.batch_size)) * UNIT_BYTES
+
+
+def _image_bytes(config: SweepConfig, splits: Splits, stage: PlannedStage) -> float:
+    side = max(model.img_size for model in config.model.discrete_corners())
+    return stage.images * splits.channels * side**2 * BYTES_PER_WEIGHT
+
+
+def trial_bytes(config: SweepConfig, num_classes: int) -> TrialBytes:
+    """Return what one training of a sweep writes at most, with `SLACK`; takes the data set to have three channels."""
+    models = thin(list(dict.fromkeys(config.model.discrete_corners())), MAX_MODELS)
+    parameters = Range.over(_count_parameters(model, 3, num_classes) for model in models)
+    kept = _checkpoint_bytes(parameters, list(config.training.discrete_corners())).high * SLACK
+    return TrialBytes(round(kept / KEPT), KEPT, round(parameters.high * BYTES_PER_WEIGHT * SLACK))
 
 
 def _checkpoint_bytes(parameters: Range, trainings: Sequence[TrainingConfig]) -> Range:

@@ -19,22 +19,27 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from search_spaces.errors import IllegalTransition, LeaseLost, LedgerError
+from search_spaces.errors import CheckpointCorrupt, IllegalTransition, LeaseLost, LedgerError
+from search_spaces.faults import durable
 from sweeps.records import (
     CLOSED,
     LAUNCHED,
     OPEN,
     Event,
+    KnownRecord,
     LeaseRecord,
     PlannedStage,
+    PriorTrial,
     Split,
     StageRecord,
     State,
     SweepRecord,
     TrialRecord,
 )
+from sweeps.requests import Granted, Request
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+SERVER = "postgresql"
 
 _schema = sa.MetaData()
 
@@ -86,6 +91,8 @@ _trials = sa.Table(
     sa.Column("revision", sa.Integer, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("failures", sa.Integer, nullable=False, default=0),
+    sa.Column("failed_as", sa.Text, nullable=False, default="{}"),
+    sa.Column("share", sa.Float, nullable=False, default=1.0),
     sa.Column("epochs", sa.Integer, nullable=False, default=0),
     sa.Column("clean_acc", sa.Float),
     sa.Column("robust_acc", sa.Float),
@@ -129,10 +136,39 @@ _stages = sa.Table(
     sa.Column("backwards", sa.BigInteger),
     sa.Column("seconds", sa.Float),
     sa.Column("error", sa.Text),
+    sa.Column("tries", sa.Integer, nullable=False, default=0),
+    sa.Column("batch_size", sa.Integer),
     sa.Column("plan", sa.Text, nullable=False),
     sa.Column("column", sa.Text, nullable=False),
     sa.Column("cumulative", sa.Boolean, nullable=False),
     sa.Column("facts", sa.Text, nullable=False),
+)
+
+_known = sa.Table(
+    "known",
+    _schema,
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("params", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer, sa.ForeignKey("trials.number")),
+)
+
+_prior = sa.Table(
+    "prior",
+    _schema,
+    sa.Column("sweep", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("params", sa.Text, nullable=False),
+    sa.Column("distributions", sa.Text, nullable=False),
+    sa.Column("values", sa.Text, nullable=False),
+)
+
+_requests = sa.Table(
+    "requests",
+    _schema,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("granted_at", sa.Float, nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
 )
 
 _events = sa.Table(
@@ -145,30 +181,38 @@ _events = sa.Table(
     sa.Column("detail", sa.Text, nullable=False),
 )
 
+PACKED = ("config", "params", "distributions", "failed_as")
+"""Columns of a trial that hold JSON."""
+
 _ALLOWED: Mapping[State, tuple[State, ...]] = {
     State.TRAINING: (State.PROPOSED, State.TRAINING),
     State.TRAINED: (State.TRAINING,),
     State.EVALUATING: (State.TRAINED, State.EVALUATING),
     State.FINISHED: (State.TRAINED, State.EVALUATING),
-    State.STOPPED: (State.TRAINING,),
+    State.STOPPED: OPEN,
     State.FAILED: OPEN,
 }
-"""State → the states from which a trial may come into it."""
+"""State → the states from which a trial may come into it; `Ledger.grant` alone opens a failed one again."""
 
 
 class Ledger:
     """Reads and, with a lease, writes the ledger. Safe to share between the threads of one process."""
 
-    def __init__(self, url: str) -> None:
-        """Args: url: SQLAlchemy URL, such as ``sqlite:////…/ledger.db``."""
-        self._engine = _engine(url)
+    def __init__(self, url: str, schema: str | None = None) -> None:
+        """Args: url: SQLAlchemy URL, such as ``sqlite:////…/ledger.db``; schema: of a server that holds many sweeps."""
+        self._engine = _engine(url, schema)
+        self._name_space = schema
         self._writer = self._engine.execution_options(write=True)
         self.owner: str | None = None
 
     @classmethod
     def at(cls, path: Path) -> Ledger:
-        """Open the sqlite ledger in a file."""
-        return cls(f"sqlite:///{path}")
+        """Open the ledger of a file: a sqlite database, or one line that names a server's (`pointer`)."""
+        line = _first_line(path)
+        if not line.startswith(SERVER):
+            return cls(f"sqlite:///{path}")
+        url, _, schema = line.partition(" ")
+        return cls(url, schema)
 
     def close(self) -> None:
         """Close all connections."""
@@ -178,7 +222,9 @@ class Ledger:
 
     def create(self, sweep: SweepRecord) -> None:
         """Create the tables and the sweep's row, in one transaction."""
-        with self._writer.begin() as connection:
+        with self._transaction("ledger.create") as connection:
+            if self._name_space is not None:
+                connection.execute(sa.schema.CreateSchema(self._name_space))
             _schema.create_all(connection)
             connection.execute(_sweep.insert().values(schema_version=SCHEMA_VERSION, **_pack(sweep)))
             _event(connection, None, "created", {"requested": sweep.requested})
@@ -186,7 +232,7 @@ class Ledger:
     def sweep(self) -> SweepRecord:
         """Return the sweep's row; LedgerError if the database holds none or was written by another version."""
         with self._engine.connect() as connection:
-            there = sa.inspect(connection).has_table(_sweep.name)
+            there = sa.inspect(connection).has_table(_sweep.name, schema=self._name_space)
             row = connection.execute(sa.select(_sweep)).mappings().one_or_none() if there else None
         if row is None:
             raise LedgerError("the ledger holds no sweep.")
@@ -201,7 +247,7 @@ class Ledger:
 
     def add_plan(self, name: str, stages: Sequence[PlannedStage]) -> None:
         """Add the stages of a further plan; IllegalTransition if a plan of that name is there already."""
-        with self._write() as connection:
+        with self._write("ledger.add_plan") as connection:
             before = json.loads(connection.scalar(sa.select(_sweep.c.planned_stages)) or "[]")
             if any(stage["plan"] == name for stage in before):
                 raise IllegalTransition(f"the sweep has a plan {name!r} already.")
@@ -211,7 +257,7 @@ class Ledger:
 
     def raise_total(self, requested: int) -> None:
         """Ask for more trials; IllegalTransition if it would be fewer than before: the total can only grow."""
-        with self._write() as connection:
+        with self._write("ledger.raise_total") as connection:
             before = connection.scalar(sa.select(_sweep.c.requested)) or 0
             if requested < before:
                 raise IllegalTransition(f"the sweep has {before} trials; the total can only grow, found {requested}.")
@@ -220,7 +266,7 @@ class Ledger:
 
     def complete(self) -> None:
         """Say that nothing is left to do; IllegalTransition if a trial is still open or was never proposed."""
-        with self._write() as connection:
+        with self._write("ledger.complete") as connection:
             still_open = connection.scalar(sa.select(sa.func.count()).where(_trials.c.state.in_(OPEN)))
             proposed = connection.scalar(sa.select(sa.func.count()).select_from(_trials))
             requested = connection.scalar(sa.select(_sweep.c.requested))
@@ -231,7 +277,7 @@ class Ledger:
 
     def note_driver(self, kind: str, detail: Mapping[str, Any]) -> None:
         """Add an event of the driver itself: started, interrupted, crashed."""
-        with self._write() as connection:
+        with self._write("ledger.note_driver") as connection:
             _event(connection, None, kind, detail)
 
     # -- the lease ----------------------------------------------------------------------------------------------------
@@ -244,26 +290,39 @@ class Ledger:
 
     def take_lease(self, lease: LeaseRecord, replacing: LeaseRecord | None) -> bool:
         """Become the writer, if the lease is still held by `replacing` (None: by nobody). Returns whether it worked."""
-        with self._writer.begin() as connection:
-            row = connection.execute(sa.select(_lease)).mappings().one_or_none()
+        try:
+            taken = self._take(lease, replacing)
+        except sa.exc.IntegrityError:  # a server lets two insert at once, and one of them fail
+            taken = False
+        self.owner = lease.owner if taken else self.owner
+        return taken
+
+    def _take(self, lease: LeaseRecord, replacing: LeaseRecord | None) -> bool:
+        with self._transaction("ledger.take_lease") as connection:
+            row = connection.execute(sa.select(_lease).with_for_update()).mappings().one_or_none()
             held = None if row is None else (row["owner"], row["heartbeat_at"])
             if held != (None if replacing is None else (replacing.owner, replacing.heartbeat_at)):
                 return False
-            connection.execute(_lease.delete())
+            if replacing is not None:  # and nobody else, whom a server may have let in since
+                connection.execute(_lease.delete().where(_lease.c.owner == replacing.owner))
             connection.execute(_lease.insert().values(slot=1, **lease.__dict__))
-        self.owner = lease.owner
         return True
 
     def heartbeat(self) -> None:
         """Say that this driver lives; LeaseLost if another one has taken over."""
-        with self._write() as connection:
+        with self._write("ledger.heartbeat") as connection:
             connection.execute(_lease.update().values(heartbeat_at=time.time()))
 
     def release_lease(self) -> None:
         """Give the lease back, if it is still ours."""
-        with self._writer.begin() as connection:
+        with self._transaction("ledger.release_lease") as connection:
             connection.execute(_lease.delete().where(_lease.c.owner == self.owner))
         self.owner = None
+
+    def check_lease(self) -> None:
+        """Raise LeaseLost if this process does not hold the lease; for writes that go elsewhere than here."""
+        with self._engine.connect() as connection:
+            self._require_lease(connection.scalar(sa.select(_lease.c.owner)))
 
     # -- a trial's life -----------------------------------------------------------------------------------------------
 
@@ -275,10 +334,12 @@ class Ledger:
         params: Mapping[str, Any],
         distributions: Mapping[str, str],
         seed: int,
+        *,
+        known: int | None = None,
     ) -> None:
-        """Commit a proposal; numbers are given without gaps."""
+        """Commit a proposal; numbers are given without gaps. Args: known: position of the added one that it is."""
         now = time.time()
-        with self._write() as connection:
+        with self._write("ledger.propose") as connection:
             count = connection.scalar(sa.select(sa.func.count()).select_from(_trials))
             if number != count:
                 raise IllegalTransition(f"the next proposal is number {count}, found {number}.")
@@ -296,11 +357,13 @@ class Ledger:
                     revision=0,
                 )
             )
+            if known is not None:
+                connection.execute(_known.update().where(_known.c.position == known).values(number=number))
             self._touch(connection, number, "proposed", {"label": label})
 
     def start_training(self, number: int) -> int:
         """Commit that the training (re)starts; returns the number of this attempt, from 1."""
-        with self._write() as connection:
+        with self._write("ledger.start_training") as connection:
             attempts = connection.scalar(sa.select(_trials.c.attempts).where(_trials.c.number == number))
             attempt = (attempts or 0) + 1
             started = sa.func.coalesce(_trials.c.started_at, time.time())
@@ -309,7 +372,7 @@ class Ledger:
 
     def record_epochs(self, number: int, history: Sequence[Mapping[str, float]]) -> None:
         """Replace a trial's curves by `history`, one mapping of metrics per epoch; the checkpoint exists already."""
-        with self._write() as connection:
+        with self._write("ledger.record_epochs") as connection:
             known = connection.scalar(sa.select(_trials.c.epochs).where(_trials.c.number == number))
             _put(connection, _curves, {"number": number}, {"history": _json(list(history))})
             self._touch(connection, number, "epochs", {"from": known, "to": len(history)}, epochs=len(history))
@@ -317,7 +380,7 @@ class Ledger:
     def finish_training(self, number: int, clean_acc: float, weights_digest: str, seconds: float) -> None:
         """Commit the trained weights and their accuracy on the whole validation split."""
         detail = {"clean_acc": clean_acc, "weights": weights_digest}
-        with self._write() as connection:
+        with self._write("ledger.finish_training") as connection:
             self._move(
                 connection,
                 number,
@@ -330,23 +393,21 @@ class Ledger:
                 error_kind=None,
             )
 
-    def note_failure(self, number: int, kind: str, error: str) -> None:
-        """Count a failed attempt of the training that will be tried again."""
-        with self._write() as connection:
-            failures = _trials.c.failures + 1
-            self._touch(
-                connection, number, "attempt failed", {"kind": kind}, failures=failures, error_kind=kind, error=error
-            )
+    def note_failure(self, number: int, kind: str, error: str, share: float = 1.0) -> None:
+        """Count a failed attempt of the training that will be tried again. Args: share: what the next one gets."""
+        with self._write("ledger.note_failure") as connection:
+            values = {**_one_more(connection, number, kind), "share": share, "error_kind": kind, "error": error}
+            self._touch(connection, number, "attempt failed", {"kind": kind, "share": share}, **values)
 
     def fail(self, number: int, kind: str, error: str) -> None:
         """Commit that the trial has failed for good."""
-        with self._write() as connection:
+        with self._write("ledger.fail") as connection:
             self._move(
                 connection,
                 number,
                 State.FAILED,
                 {"kind": kind},
-                failures=_trials.c.failures + 1,
+                **_one_more(connection, number, kind),
                 error_kind=kind,
                 error=error,
                 ended_at=time.time(),
@@ -354,7 +415,7 @@ class Ledger:
 
     def finish_without_attack(self, number: int) -> None:
         """Commit the end of a trial whose plan has no attack."""
-        with self._write() as connection:
+        with self._write("ledger.finish_without_attack") as connection:
             self._move(connection, number, State.FINISHED, {}, exact=True, ended_at=time.time())
 
     # -- attack stages ------------------------------------------------------------------------------------------------
@@ -363,7 +424,7 @@ class Ledger:
         """Commit that a stage is about to run. The first validation stage takes the trial to "evaluating"."""
         key = {"number": stage.number, "split": stage.split, "position": stage.position}
         detail = {"split": stage.split, "position": stage.position, "attack": stage.attack}
-        with self._write() as connection:
+        with self._write("ledger.start_stage") as connection:
             _put(connection, _stages, key, {k: v for k, v in _pack(stage).items() if k not in key})
             if _is_objective(stage):
                 self._move(connection, stage.number, State.EVALUATING, detail)
@@ -384,12 +445,13 @@ class Ledger:
             raise LedgerError(f"stage {stage.attack} of trial {stage.number} is not done; it has no verdicts to adopt.")
         where = _stage_key(stage)
         detail = {"split": stage.split, "position": stage.position, "accuracy": stage.accuracy, "digest": stage.digest}
-        with self._write() as connection:
+        with self._write("ledger.finish_stage") as connection:
             done = connection.scalar(sa.select(_stages.c.state).where(where))
             if done != "running":
                 found = done or "unknown"
                 raise IllegalTransition(f"stage {stage.attack} of trial {stage.number} is {found}, not running.")
-            connection.execute(_stages.update().where(where).values(**_pack(stage)))
+            row = {name: value for name, value in _pack(stage).items() if name not in ("tries", "batch_size")}
+            connection.execute(_stages.update().where(where).values(**row))
             cleared = {"error_kind": None, "error": None}  # of an earlier try of this stage
             if stage.plan != LAUNCHED or not stage.cumulative:
                 self._touch(connection, stage.number, "stage done", detail)
@@ -399,35 +461,173 @@ class Ledger:
                     values["test_clean_acc"] = split_clean_acc
                 self._touch(connection, stage.number, "stage done", detail, **values)
             elif stage.position == 0:
-                ended = {"ended_at": time.time(), "robust_acc": stage.accuracy, "exact": exact}
+                ended = {"ended_at": time.time(), "robust_acc": stage.accuracy, "exact": exact, **cleared}
                 self._move(connection, stage.number, State.FINISHED, detail, **ended)
             else:
                 values = {"robust_acc": stage.accuracy, "exact": exact, **cleared}
                 self._touch(connection, stage.number, "stage done", detail, **values)
 
+    def note_stage_failure(self, stage: StageRecord, error: str, batch_size: int) -> None:
+        """Count a failed try of a stage that will be tried again. Args: batch_size: of the next try."""
+        detail = {"split": stage.split, "position": stage.position, "attack": stage.attack, "batch_size": batch_size}
+        with self._write("ledger.note_stage_failure") as connection:
+            values = {"tries": _stages.c.tries + 1, "batch_size": batch_size, "error": error}
+            connection.execute(_stages.update().where(_stage_key(stage)).values(**values))
+            self._touch(connection, stage.number, "stage try failed", detail)
+
     def fail_stage(self, stage: StageRecord, error: str) -> None:
         """Commit that a stage has failed. Without its first validation stage a trial has no objective: it failed."""
+        kind = "checkpoint" if CheckpointCorrupt.__name__ in error else "attack"  # then there is nothing to attack
         detail = {"split": stage.split, "position": stage.position, "attack": stage.attack}
-        with self._write() as connection:
+        with self._write("ledger.fail_stage") as connection:
             connection.execute(_stages.update().where(_stage_key(stage)).values(state="failed", error=error))
             if _is_objective(stage):
-                values = {"error_kind": "attack", "error": error, "ended_at": time.time()}
-                self._move(connection, stage.number, State.FAILED, detail | {"kind": "attack"}, **values)
+                values = {"error_kind": kind, "error": error, "ended_at": time.time()}
+                self._move(connection, stage.number, State.FAILED, detail | {"kind": kind}, **values)
             else:
-                self._touch(connection, stage.number, "stage failed", detail, error_kind="attack", error=error)
+                self._touch(connection, stage.number, "stage failed", detail, error_kind=kind, error=error)
+
+    # -- growing and changing -----------------------------------------------------------------------------------------
+
+    def grant(self, request: Request) -> Granted | None:
+        """Do what a request asks and note that it is done, in one transaction; None if that was done before."""
+        with self._write("ledger.grant") as connection:
+            if connection.scalar(sa.select(_requests.c.kind).where(_requests.c.id == request.id)):
+                return None
+            noted = _requests.insert().values(id=request.id, granted_at=time.time(), kind=request.kind)
+            connection.execute(noted)
+            if request.kind == "pause":
+                _event(connection, None, "paused", {"request": request.id})
+                return Granted()
+            if request.kind == "extend":
+                self._extend(connection, request)
+                return Granted()
+            act = self._stop if request.kind == "stop" else self._open_again
+            left = {number: found for number in request.trials if (found := act(connection, number, request.id))}
+            changed = tuple(number for number in request.trials if number not in left)
+            if changed and request.kind == "retry":
+                connection.execute(_sweep.update().values(completed_at=None))
+            return Granted(changed, left)
+
+    def _stop(self, connection: sa.Connection, number: int, request: str) -> str:
+        """Stop an open trial with the stages that run; returns its state if there is nothing to stop."""
+        state = connection.scalar(sa.select(_trials.c.state).where(_trials.c.number == number))
+        if state is None or State(state) not in OPEN:
+            return state or "unknown"
+        running = sa.and_(_stages.c.number == number, _stages.c.state == "running")
+        connection.execute(_stages.update().where(running).values(state="failed", error="the trial was stopped."))
+        self._move(connection, number, State.STOPPED, {"request": request}, ended_at=time.time())
+        return ""
+
+    def _open_again(self, connection: sa.Connection, number: int, request: str) -> str:
+        """Open a failed trial, or forget a finished one's failed stages; returns its state if nothing has failed."""
+        trial = connection.execute(sa.select(_trials).where(_trials.c.number == number)).mappings().one_or_none()
+        if trial is None:
+            return "unknown"
+        failed = sa.and_(_stages.c.number == number, _stages.c.state == "failed")
+        forgotten = connection.execute(_stages.delete().where(failed)).rowcount
+        detail = {"request": request, "kind": trial["error_kind"], "stages": forgotten}
+        if trial["state"] == State.FAILED:
+            has_weights = trial["weights_digest"] is not None and trial["error_kind"] != "checkpoint"
+            to = State.TRAINED if has_weights else State.PROPOSED
+            values = {"state": to, "failed_as": "{}", "ended_at": None}
+            self._touch(connection, number, "retried", detail | {"state": str(to)}, **values)
+        elif trial["state"] == State.FINISHED and forgotten:
+            self._touch(connection, number, "retried", detail, error_kind=None, error=None)
+        else:
+            return str(trial["state"])
+        return ""
+
+    def _extend(self, connection: sa.Connection, request: Request) -> None:
+        before = connection.scalar(sa.select(_sweep.c.requested)) or 0
+        requested = before + len(request.known) if request.requested is None else request.requested
+        for params in request.known:
+            connection.execute(_known.insert().values(params=_json(dict(params))))
+        _add_prior(connection, request.prior)
+        if requested > before:
+            connection.execute(_sweep.update().values(requested=requested, completed_at=None))
+        detail = {"requested": max(before, requested), "known": len(request.known), "prior": len(request.prior)}
+        _event(connection, None, "extended", {"request": request.id, **detail})
+
+    def add_prior(self, trials: Sequence[PriorTrial]) -> None:
+        """Remember finished trials of another sweep; those that are there already stay as they are."""
+        with self._write("ledger.add_prior") as connection:
+            _add_prior(connection, trials)
+            _event(connection, None, "extended", {"prior": len(trials)})
+
+    def change_document(
+        self,
+        document: Mapping[str, Any],
+        stages: Sequence[PlannedStage],
+        requested: int,
+        changes: Sequence[str],
+        *,
+        forget_runs: bool,
+    ) -> None:
+        """Replace the configuration by a comparable one, and record what changed.
+
+        Args: stages: all that are planned; requested: trials in total, never fewer than before; forget_runs: whether
+            MLflow's runs are looked for anew, because they are kept elsewhere from now on.
+        """
+        with self._write("ledger.change_document") as connection:
+            before = connection.scalar(sa.select(_sweep.c.requested)) or 0
+            values: dict[str, Any] = {
+                "document": _json(document),
+                "planned_stages": _json([asdict(stage) for stage in stages]),
+                "requested": max(before, requested),
+            }
+            if requested > before:
+                values["completed_at"] = None
+            if forget_runs:
+                values |= {"mlflow_uri": None, "mlflow_experiment_id": None, "mlflow_run_id": None}
+                connection.execute(_trials.update().values(mlflow_run_id=None, mlflow_revision=0))
+            connection.execute(_sweep.update().values(**values))
+            _event(connection, None, "configuration", {"changes": list(changes)})
+
+    def next_known(self) -> KnownRecord | None:
+        """Return the first added configuration that no trial has taken."""
+        query = sa.select(_known).where(_known.c.number.is_(None)).order_by(_known.c.position).limit(1)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        return None if row is None else KnownRecord(row["position"], json.loads(row["params"]), row["number"])
+
+    def waiting_known(self) -> int:
+        """Return how many added configurations no trial has taken."""
+        query = sa.select(sa.func.count()).where(_known.c.number.is_(None))
+        with self._engine.connect() as connection:
+            return connection.scalar(query) or 0
+
+    def prior(self) -> list[PriorTrial]:
+        """Return the trials of other sweeps that inform the sampler, always in the same order."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(_prior).order_by(_prior.c.sweep, _prior.c.number)).mappings().all()
+        return [_prior_trial(row) for row in rows]
+
+    def prior_counts(self) -> dict[str, int]:
+        """Return how many trials of which other sweep inform the sampler."""
+        query = sa.select(_prior.c.sweep, sa.func.count()).group_by(_prior.c.sweep).order_by(_prior.c.sweep)
+        with self._engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    def is_paused(self) -> bool:
+        """Return whether the last driver was asked to pause."""
+        of_drivers = sa.and_(_events.c.number.is_(None), _events.c.kind.in_(("driver started", "paused")))
+        query = sa.select(_events.c.kind).where(of_drivers).order_by(_events.c.sequence.desc()).limit(1)
+        with self._engine.connect() as connection:
+            return connection.scalar(query) == "paused"
 
     # -- MLflow -------------------------------------------------------------------------------------------------------
 
     def note_mlflow_sweep(self, uri: str, experiment_id: str, run_id: str) -> None:
         """Remember the sweep's parent run."""
-        with self._write() as connection:
+        with self._write("ledger.note_mlflow_sweep") as connection:
             connection.execute(
                 _sweep.update().values(mlflow_uri=uri, mlflow_experiment_id=experiment_id, mlflow_run_id=run_id)
             )
 
     def note_mlflow_trial(self, number: int, run_id: str, revision: int) -> None:
         """Remember a trial's run and up to which revision it mirrors the ledger; no revision of its own."""
-        with self._write() as connection:
+        with self._write("ledger.note_mlflow_trial") as connection:
             row = _trials.c.number == number
             connection.execute(_trials.update().where(row).values(mlflow_run_id=run_id, mlflow_revision=revision))
 
@@ -440,9 +640,13 @@ class Ledger:
         found = {State(state): count for state, count in rows}
         return {state: found.get(state, 0) for state in State}
 
-    def trials(self, states: Sequence[State] | None = None) -> list[TrialRecord]:
-        """Return the trials (in these states), by number."""
-        query = sa.select(_trials).order_by(_trials.c.number)
+    def trials(self, states: Sequence[State] | None = None, *, bare: bool = False) -> list[TrialRecord]:
+        """Return the trials (in these states), by number.
+
+        Args: bare: leave configuration, parameters and distributions empty, which is most of the work.
+        """
+        columns = [column for column in _trials.c if not (bare and column.name in PACKED)]
+        query = sa.select(*columns).order_by(_trials.c.number)
         if states is not None:
             query = query.where(_trials.c.state.in_(states))
         with self._engine.connect() as connection:
@@ -470,6 +674,12 @@ class Ledger:
         with self._engine.connect() as connection:
             return [_stage(row) for row in connection.execute(query).mappings()]
 
+    def failed_stages(self) -> set[int]:
+        """Return the trials of which an attack stage has failed."""
+        query = sa.select(_stages.c.number).where(_stages.c.state == "failed").distinct()
+        with self._engine.connect() as connection:
+            return set(connection.scalars(query))
+
     def events(self, number: int | None = None) -> list[Event]:
         """Return the audit log, of one trial or of everything."""
         query = sa.select(_events).order_by(_events.c.sequence)
@@ -482,13 +692,23 @@ class Ledger:
     # -- inside a transaction -----------------------------------------------------------------------------------------
 
     @contextmanager
-    def _write(self) -> Iterator[sa.Connection]:
-        """One transaction of the lease's holder; LeaseLost, and nothing written, if that is no longer us."""
-        with self._writer.begin() as connection:
-            holder = connection.scalar(sa.select(_lease.c.owner))
-            if self.owner is None or holder != self.owner:
-                raise LeaseLost("this process does not hold the sweep's lease; it writes nothing more.")
+    def _transaction(self, name: str) -> Iterator[sa.Connection]:
+        """One transaction of whoever asks. Args: name: of this durable write, in search_spaces/faults.py."""
+        with durable(name) as write, self._writer.begin() as connection:
             yield connection
+            write.torn()
+
+    @contextmanager
+    def _write(self, name: str) -> Iterator[sa.Connection]:
+        """One transaction of the lease's holder; LeaseLost, and nothing written, if that is no longer us."""
+        with self._transaction(name) as connection:
+            holder = connection.scalar(sa.select(_lease.c.owner).with_for_update())  # sqlite locks as a whole already
+            self._require_lease(holder)
+            yield connection
+
+    def _require_lease(self, holder: str | None) -> None:
+        if self.owner is None or holder != self.owner:
+            raise LeaseLost("this process does not hold the sweep's lease; it writes nothing more.")
 
     def _move(
         self, connection: sa.Connection, number: int, to: State, detail: Mapping[str, Any], **values: Any
@@ -506,9 +726,23 @@ class Ledger:
         connection.execute(change.values(updated_at=time.time(), revision=sequence, **values))
 
 
-def _engine(url: str) -> sa.Engine:
+def pointer(url: str, sweep_id: str) -> str:
+    """Return the line that stands where a sqlite ledger would be: the server's URL, and a schema of the sweep's own."""
+    return f"{url} sweep_{sweep_id.replace('-', '')}"
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.readline(1000).decode("utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _engine(url: str, schema: str | None) -> sa.Engine:
     if not url.startswith("sqlite"):
-        return sa.create_engine(url, pool_pre_ping=True)
+        name_space = {"schema_translate_map": {None: schema}}
+        return sa.create_engine(url, pool_pre_ping=True, execution_options=name_space)
     engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
 
     @sa.event.listens_for(engine, "connect")
@@ -530,6 +764,21 @@ def _event(connection: sa.Connection, number: int | None, kind: str, detail: Map
     entry = _events.insert().values(at=time.time(), number=number, kind=kind, detail=_json(dict(detail)))
     key = connection.execute(entry).inserted_primary_key
     return int(key[0]) if key else 0
+
+
+def _one_more(connection: sa.Connection, number: int, kind: str) -> dict[str, Any]:
+    """Return a trial's counts of failures after one more of a kind."""
+    text = connection.scalar(sa.select(_trials.c.failed_as).where(_trials.c.number == number))
+    failed = json.loads(text or "{}")
+    return {"failures": _trials.c.failures + 1, "failed_as": _json({**failed, kind: failed.get(kind, 0) + 1})}
+
+
+def _add_prior(connection: sa.Connection, trials: Sequence[PriorTrial]) -> None:
+    known = {(row.sweep, row.number) for row in connection.execute(sa.select(_prior.c.sweep, _prior.c.number))}
+    for trial in trials:
+        if (trial.sweep, trial.number) not in known:
+            packed = {n: _json(v) for n, v in asdict(trial).items() if n in ("params", "distributions", "values")}
+            connection.execute(_prior.insert().values(**{**asdict(trial), **packed}))
 
 
 def _put(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -565,8 +814,13 @@ def _pack(record: SweepRecord | StageRecord) -> dict[str, Any]:
 
 
 def _trial(row: sa.RowMapping) -> TrialRecord:
-    packed = ("config", "params", "distributions")
-    return TrialRecord(**{**row, **{k: json.loads(row[k]) for k in packed}, "state": State(row["state"])})
+    unpacked = {name: json.loads(row[name]) if name in row else {} for name in PACKED}
+    return TrialRecord(**{**row, **unpacked, "state": State(row["state"])})
+
+
+def _prior_trial(row: sa.RowMapping) -> PriorTrial:
+    unpacked = {name: json.loads(row[name]) for name in ("params", "distributions", "values")}
+    return PriorTrial(**{**row, **unpacked, "values": tuple(unpacked["values"])})
 
 
 def _stage(row: sa.RowMapping) -> StageRecord:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
 from sweeps.config import SweepConfig
-from sweeps.forecast import Plan, Range, StageFigures, describe
+from sweeps.disk import MARGIN_BYTES, free_bytes, in_words
+from sweeps.folder import DEFAULT_STORAGE
+from sweeps.forecast import Plan, StageFigures, describe
 from trainables.attack import Threat
 from trainables.monitor import threat_of
 
 __all__ = ["Plan", "describe", "render"]
 
 
-def render(plan: Plan) -> Table:
-    """Return the plan as a table for the terminal: what, and its figures."""
+def render(plan: Plan, storage: Path = DEFAULT_STORAGE) -> Table:
+    """Return the plan as a table for the terminal: what, and its figures. Args: storage: where it would run."""
     table = Table.grid(padding=(0, 2), pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     previous = ""
-    for label, text in _rows(plan):
+    for label, text in (*_rows(plan), *_disk_rows(plan, storage)):
         table.add_row(label if label != previous else "", escape(text))
         previous = label
     return table
@@ -125,17 +128,20 @@ def _resource_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "resources", f"trainings at once: {wanted.concurrent}; each {share}"
     if plan.config.attacks is not None:
         yield "resources", f"attacks at once: {attack.workers}; each {attack.cpus:g} CPU, GPU {_gpu(attack.gpus)}"
-    yield "disk", f"{_size(plan.checkpoint_bytes)} per running trial, {_size(plan.final_bytes)} for all final models"
+
+
+def _disk_rows(plan: Plan, storage: Path) -> Iterator[tuple[str, str]]:
+    """Yield what the sweep needs at most, and whether that much is free."""
+    checkpoints, finals = in_words(plan.checkpoint_bytes.high), in_words(plan.final_bytes.high)
+    yield "disk", f"{checkpoints} per running trial, {finals} for all final models"
+    kept = f", {in_words(plan.image_bytes)} for kept images" if plan.image_bytes else ""
+    records = f"{in_words(plan.record_bytes)} for ledger, logs and MLflow"
+    yield "disk", f"at most {in_words(plan.verdict_bytes)} for verdicts{kept}; about {records}"
+    free, needed = free_bytes(storage), plan.total_bytes + MARGIN_BYTES
+    where = f"{in_words(free)} free in {storage}"
+    verdict = "enough" if free >= needed else f"too little: the sweep may need {in_words(needed)} and would stop"
+    yield "disk", f"{where}: {verdict}"
 
 
 def _gpu(share: float | str) -> str:
     return share if isinstance(share, str) else f"{share:g}"
-
-
-def _size(amount: Range) -> str:
-    high = amount.high
-    for unit in ("B", "kB", "MB", "GB"):
-        if high < 1000:
-            return f"{high:.3g} {unit}"
-        high /= 1000
-    return f"{high:.3g} TB"

@@ -49,7 +49,7 @@ class Progress:
             return
         self._drawn = now
         sweep = self._ledger.sweep()
-        trials = self._ledger.trials()
+        trials = self._ledger.trials(bare=True)
         remaining = self._eta(trials, sweep.requested, now - self._started)
         self._live.update(render_block(trials, sweep.requested, sweep.objectives, remaining), refresh=True)
 

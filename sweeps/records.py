@@ -17,8 +17,8 @@ class State(enum.StrEnum):
     ::
 
         proposed → training → trained → evaluating → finished
-             └─────────┴─────────┴──────────┴──────→ failed
-                       └───────────────────────────→ stopped   (by a rule for early stopping)
+             ├─────────┴─────────┴──────────┴──────→ failed    (`retry` opens it again: proposed, or trained)
+             └─────────┴─────────┴──────────┴──────→ stopped   (by `stop`, or a rule for early stopping)
     """
 
     PROPOSED = "proposed"
@@ -132,7 +132,11 @@ class TrialRecord:
     attempts: int = 0
     """Starts of the training, interruptions and retries included."""
     failures: int = 0
-    """Failed attempts of the training; only these use up retries."""
+    """Failed attempts of the training."""
+    failed_as: Mapping[str, int] = field(default_factory=dict)
+    """Failed attempts by kind since the last `retry`; only these use up retries."""
+    share: float = 1.0
+    """How many times the configured share of the machine the next attempt gets; grows when memory did not suffice."""
     epochs: int = 0
     """Epochs whose checkpoint or final weights exist."""
     clean_acc: float | None = None
@@ -146,7 +150,7 @@ class TrialRecord:
     weights_digest: str | None = None
     train_seconds: float | None = None
     error_kind: str | None = None
-    """nan, exception, crash, checkpoint, attack: what made the trial fail, or its last attempt."""
+    """A kind of `sweeps.failures.KINDS`: what made the trial fail, or its last attempt."""
     error: str | None = None
     """Traceback or message."""
     started_at: float | None = None
@@ -192,6 +196,10 @@ class StageRecord:
     backwards: int | None = None
     seconds: float | None = None
     error: str | None = None
+    tries: int = 0
+    """Failed tries that were followed by another."""
+    batch_size: int | None = None
+    """Images that go through the model at once; None is the plan's. It halves when memory does not suffice."""
     plan: str = LAUNCHED
     column: str = ""
     """Entry of the plan that it belongs to (PlannedStage.column)."""
@@ -221,6 +229,34 @@ class Event:
     number: int | None
     kind: str
     detail: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class KnownRecord:
+    """A known configuration that was added to a sweep under way."""
+
+    position: int
+    """From 1, in the order in which they are tried."""
+    params: Mapping[str, Any]
+    """Optuna's parameters as the domains spell them; the rest is drawn."""
+    number: int | None
+    """The trial that it became; None while it waits."""
+
+
+@dataclass(frozen=True)
+class PriorTrial:
+    """A finished trial of another sweep that informs the sampler: never on the front, never counted."""
+
+    sweep: str
+    """Name of the other sweep."""
+    number: int
+    """Its number there."""
+    label: str
+    params: Mapping[str, Any]
+    distributions: Mapping[str, str]
+    """Optuna's JSON of this sweep's own distribution of each parameter."""
+    values: tuple[float, ...]
+    """The objectives as that search was told them: robust accuracy after the first attack."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,13 @@ from pydantic_core import PydanticUndefined
 
 from search_spaces.config import Config
 from sweeps.sections import (
+    AttackPolicy,
     AttackSection,
     EvaluationResources,
+    FailurePolicy,
     FailuresSection,
+    MemoryPolicy,
+    RepeatedPolicy,
     ResourcesSection,
     SearchSection,
     TestSection,
@@ -65,6 +69,10 @@ SECTIONS: tuple[tuple[str, type[Config]], ...] = (
     ("resources.evaluation", EvaluationResources),
     ("tracking", TrackingSection),
     ("failures", FailuresSection),
+    ("failures.crash, .hang, .exception", FailurePolicy),
+    ("failures.memory", MemoryPolicy),
+    ("failures.nan, .checkpoint", RepeatedPolicy),
+    ("failures.attack", AttackPolicy),
 )
 
 EXTENSIONS: tuple[tuple[Kind, str], ...] = (("methods", "Methods"), ("attacks", "Attacks"), ("datasets", "Data sets"))

@@ -13,7 +13,7 @@ from sweeps.columns import threat_notes, usual_threat
 from sweeps.figures import front_figure
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
-from sweeps.records import LAUNCHED, State, TrialRecord
+from sweeps.records import LAUNCHED, OPEN, State, TrialRecord
 from sweeps.report_markdown import render_markdown
 from sweeps.report_rows import (
     cost_rows,
@@ -86,12 +86,13 @@ def _how_to_read(snapshot: Snapshot) -> str:
 
 def _cards(snapshot: Snapshot) -> list[tuple[str, str]]:
     trials, done = snapshot.trials, snapshot.in_state(State.FINISHED)
-    open_trials = sum(t.state not in (State.FINISHED, State.STOPPED, State.FAILED) for t in trials)
+    open_trials, stopped = len(snapshot.in_state(*OPEN)), len(snapshot.in_state(State.STOPPED))
     cards = [
         (str(len(snapshot.front)), "trials on the front"),
         (f"{len(done)} of {snapshot.sweep.requested}", "finished"),
     ]
-    cards += [(str(count), name) for count, name in ((open_trials, "open"), (_failed(trials), "failed")) if count]
+    others = ((open_trials, "open"), (stopped, "stopped"), (_failed(trials), "failed"))
+    cards += [(str(count), name) for count, name in others if count]
     cards += [(str(len(snapshot.flags)), "with flags")] if snapshot.flags else []
     for objective in snapshot.sweep.objectives:
         best = max(snapshot.front, key=lambda t: t.value(objective) or 0.0, default=None)
@@ -120,6 +121,8 @@ def _facts(snapshot: Snapshot) -> list[tuple[str, str]]:
     packages = facts.pop("packages", None)
     if isinstance(packages, Mapping):
         facts["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items())
+    if snapshot.prior:
+        facts["prior knowledge"] = ", ".join(f"{count} trials of {name}" for name, count in snapshot.prior.items())
     return [(name, without_passwords(v if isinstance(v, str) else json.dumps(v))) for name, v in facts.items()]
 
 

@@ -8,32 +8,37 @@ import os
 import shutil
 import signal
 import time
-import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.connect import connect, prepare_environment
 from cluster.resources import Shares
-from search_spaces.errors import ConfigError, ConfigurationChanged, LeaseLost, SweepError, SweepExists
+from search_spaces.durable_files import make_folder, name_once, write_whole
+from search_spaces.errors import ConfigError, LeaseLost, StorageError, SweepError, SweepExists
+from search_spaces.faults import durable
 from search_spaces.imports import quick_imports
 from sweeps.attack_plan import planned_stages
-from sweeps.config import SweepConfig, configuration_diff, parse_sweep
+from sweeps.config import SweepConfig, parse_sweep
+from sweeps.disk import DiskWatch, require_writable
 from sweeps.folder import SweepFolder
 from sweeps.halt import Halt
 from sweeps.lease import Lease
-from sweeps.ledger import Ledger
+from sweeps.ledger import Ledger, pointer
 from sweeps.progress import Progress
 from sweeps.provenance import describe_environment
 from sweeps.records import State, SweepRecord
+from sweeps.requests import grant_waiting, unreadable
 from sweeps.rules import data_problems
 
 if TYPE_CHECKING:
+    from sweeps.changes import Change
     from trainables.dataset import Splits
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -54,15 +59,20 @@ class Outcome:
     interrupted: bool
 
 
-def create_sweep(config: SweepConfig, folder: SweepFolder, say: Callable[[str], None]) -> None:
+def create_sweep(
+    config: SweepConfig, folder: SweepFolder, say: Callable[[str], None], prior: Sequence[str] = ()
+) -> None:
     """Make a sweep's folder and ledger; its existence begins with one rename.
 
-    Args:   say: takes a line before each thing that has to be fetched, and for what weights leave out.
+    Args:
+        say: takes a line before each thing that has to be fetched, and for what weights leave out.
+        prior: names of sweeps in the same storage folder whose finished trials inform the search.
     Raises: SweepExists if the name is taken; DataError or ModelError if the data or the weights cannot be had, or
-        the weights do not fit.
+        the weights do not fit; ConfigurationChanged if a prior sweep asked another question.
     """
     from sweeps.prefetch import check_fit, stage
 
+    require_writable(folder)
     if folder.ledger.exists():
         raise SweepExists(
             f"sweep {folder.name!r} exists in {folder.storage}. To go on with it: {folder.resume_command}"
@@ -74,7 +84,32 @@ def create_sweep(config: SweepConfig, folder: SweepFolder, say: Callable[[str], 
     problems = list(data_problems(config.attacks, config.training, splits))
     if problems:
         raise ConfigError(problems)
-    create_ledger(config, folder, splits)
+    create_ledger(config, folder, splits, _filling(config, folder, splits, prior, say))
+
+
+def _filling(
+    config: SweepConfig, folder: SweepFolder, splits: Splits, prior: Sequence[str], say: Callable[[str], None]
+) -> Callable[[Ledger], None]:
+    """Return what writes the prior knowledge into a new ledger; all of it has been read by then."""
+    if not prior:
+        return lambda ledger: None
+    from sweeps.prior import learn
+
+    plan, sizes = config.attacks, split_sizes(splits)
+    stages = planned_stages(plan, splits.num_classes, sizes) if plan is not None else ()
+    learned = [learn(folder.storage, name, config, stages, splits.digest(), say) for name in prior]
+
+    def fill(ledger: Ledger) -> None:
+        with Lease(ledger):
+            for trials in learned:
+                ledger.add_prior(trials)
+
+    return fill
+
+
+def split_sizes(splits: Splits) -> dict[str, int]:
+    """Return how many images are in the splits on which models are judged."""
+    return {"validation": len(splits.validation.labels), "test": len(splits.test.labels)}
 
 
 def create_ledger(
@@ -84,9 +119,9 @@ def create_ledger(
 
     Args: fill: writes what the ledger holds from the beginning.
     """
-    folder.root.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.root)
     plan = config.attacks
-    sizes = {"validation": len(splits.validation.labels), "test": len(splits.test.labels)}
+    sizes = split_sizes(splits)
     record = SweepRecord(
         id=str(uuid.uuid4()),
         name=folder.name,
@@ -100,13 +135,24 @@ def create_ledger(
         num_classes=splits.num_classes,
         split_sizes=sizes,
     )
-    folder.config.write_text(dump_yaml(config.document))
-    temporary = folder.root / f".ledger-{os.getpid()}.db"
-    ledger = Ledger.at(temporary)
-    ledger.create(record)
-    fill(ledger)
-    ledger.close()
-    os.replace(temporary, folder.ledger)
+    with durable("sweep.config") as write:
+        write_whole(folder.config, dump_yaml(config.document), write)
+    temporary = folder.root / f".ledger.{os.getpid()}.tmp"
+    with durable("sweep.ledger") as write:
+        for left in folder.root.glob(f"{temporary.name}*"):  # of a launch that was killed: a container's pids repeat
+            left.unlink()
+        if config.ledger.url is not None:
+            temporary.write_text(pointer(config.ledger.url, record.id))
+        ledger = Ledger.at(temporary)
+        ledger.create(record)
+        fill(ledger)
+        ledger.close()
+        write.torn(temporary)
+        try:
+            name_once(temporary, folder.ledger, write)
+        except FileExistsError as error:
+            temporary.unlink()
+            raise SweepExists(f"sweep {folder.name!r} was launched by another process at this moment.") from error
 
 
 def dump_yaml(document: Any) -> str:
@@ -120,32 +166,41 @@ def dump_yaml(document: Any) -> str:
     return text.getvalue()
 
 
-def check_unchanged(ledger: Ledger, given: SweepConfig, where: str) -> None:
-    """Refuse a configuration that would make new results incomparable with the old ones; ConfigurationChanged."""
-    launched = parse_sweep(ledger.sweep().document)
-    changes = configuration_diff(launched.comparable(), given.comparable())
-    if changes:
-        lines = "\n".join(f"  {line}" for line in changes)
-        raise ConfigurationChanged(
-            f"{where} differs from the configuration that this sweep was launched with:\n{lines}\n"
-            "Undo the change, or launch a new sweep under another name."
-        )
+def drive(
+    folder: SweepFolder,
+    console: Console,
+    *,
+    address: str | None = None,
+    trials: int | None = None,
+    change: Change | None = None,
+    take_over: bool = False,
+) -> Outcome:
+    """Run a sweep to its end, or until it is interrupted. What other terminals have asked for meanwhile comes first.
 
-
-def drive(folder: SweepFolder, console: Console, *, address: str | None = None, trials: int | None = None) -> Outcome:
-    """Run a sweep to its end, or until it is interrupted.
-
-    Args: trials: new total of trials; None keeps it.
-    Raises: LeaseHeld if another driver runs it; DriverCrashed on an error that is not a trial's.
+    Args: trials: new total of trials, None keeps it; change: of the configuration; take_over: take the lease whoever
+        holds it.
+    Raises: LeaseHeld if another driver runs it; StorageError if its folder is full or cannot be written; DriverCrashed
+        on another error that is not a trial's.
     """
+    require_writable(folder)
     ledger = Ledger.at(folder.ledger)
-    config = parse_sweep(ledger.sweep().document, folder.config.name)
     prepare_environment()  # before anything imports Ray
     halt = Halt()
     try:
-        with Lease(ledger, on_lost=halt.lose), handled_signals(halt, console, folder):
+        lease = Lease(ledger, on_lost=halt.lose, take_over=take_over, say=lambda text: _print_line(console, text))
+        with lease, handled_signals(halt, console, folder):
             if trials is not None and trials > ledger.sweep().requested:
                 ledger.raise_total(trials)
+            if change is not None:
+                change.record(ledger)
+                console.print("changed and recorded:\n" + "\n".join(f"  {line}" for line in change.lines), markup=False)
+            if keep_copy(ledger, folder) and change is None:
+                hint = f"what is to change is given as {folder.resume_command} FILE"
+                _print_line(console, f"{folder.config.name} was not what the sweep runs and is written again; {hint}")
+            for place in unreadable(folder.requests):
+                _print_line(console, f"{place} is no request and is left alone.")
+            grant_waiting(ledger, folder.requests, lambda text: _print_line(console, text))
+            config = parse_sweep(ledger.sweep().document, folder.config.name)
             driver = _Drive(folder, ledger, config, console, halt)
             if ledger.sweep().completed_at is not None:
                 console.print("nothing to do: the sweep is finished.")
@@ -158,14 +213,28 @@ def drive(folder: SweepFolder, console: Console, *, address: str | None = None, 
         ledger.close()
 
 
+def keep_copy(ledger: Ledger, folder: SweepFolder) -> bool:
+    """Write the copy of the configuration again if it is not what the ledger holds; returns whether it was not."""
+    text = dump_yaml(ledger.sweep().document)
+    if folder.config.exists() and folder.config.read_text() == text:
+        return False
+    with durable("sweep.config") as write:
+        write_whole(folder.config, text, write)
+    return True
+
+
 class _Drive:
     """One attempt of the driver, with the parts that it shares among its phases."""
 
     def __init__(self, folder: SweepFolder, ledger: Ledger, config: SweepConfig, console: Console, halt: Halt) -> None:
         from sweeps.coordinator import Coordinator
+        from sweeps.forecast import trial_bytes
 
         self.folder, self.ledger, self.config, self.halt, self.console = folder, ledger, config, halt, console
         self.progress = Progress(ledger, console)
+        self._scratch = folder.scratch / (ledger.owner or "")
+        """Of this driver alone: one that lost its lease must not clear away what the next one uses."""
+        self._disk = DiskWatch(folder, trial_bytes(config, ledger.sweep().num_classes))
         self._idle = False
         """Whether later attack stages run while trials train."""
         self.coordinator = Coordinator(config, ledger, folder, self.progress.say)
@@ -175,6 +244,7 @@ class _Drive:
         import ray
 
         self._stage()
+        self._require_room()
         kept = self.coordinator.kept
         if kept.finished or kept.continuing or kept.to_evaluate or kept.failed:
             self.console.print(kept.sentence(), highlight=False)
@@ -185,21 +255,37 @@ class _Drive:
         try:
             with self.progress:
                 self._work(shares)
-        except Exception:
-            self.halt.error = traceback.format_exc()
+        except Exception as error:
+            self.halt.fail(error)
         finally:
             if self.coordinator.pool is not None and self.halt:
                 self.coordinator.pool.cancel()
             self.close_mirror(mirror)
             if ours:
                 ray.shutdown()
-            shutil.rmtree(self.folder.scratch, ignore_errors=True)  # Tune's own files; nothing reads them again
+            # Tune's own files; nothing reads them again. After the end that goes for those of killed drivers too.
+            shutil.rmtree(self._scratch if self.halt else self.folder.scratch, ignore_errors=True)
         if self.halt.error:
-            with contextlib.suppress(LeaseLost):
-                self.ledger.note_driver("driver crashed", {"error": self.halt.error})
-            raise DriverCrashed(
-                f"the driver failed; nothing is lost. {self.folder.resume_command} goes on.\n{self.halt.error}"
-            )
+            raise self._failure(self.halt.error)
+
+    def _require_room(self) -> None:
+        """Refuse to start where not even one training has room."""
+        waiting = self.coordinator.training_waiting
+        try:
+            self._disk.look(waiting[:1])
+        except StorageError as error:
+            self.halt.fail(error)
+            raise self._failure(str(error)) from error
+
+    def _failure(self, error: str) -> SweepError:
+        """Note in the ledger, as far as it can be written, why this driver ends; return what the user is told."""
+        with contextlib.suppress(LeaseLost, SQLAlchemyError):
+            self.ledger.note_driver("driver crashed", {"error": error})
+        if self.halt.lost:
+            return DriverCrashed(error)
+        if self.halt.storage:
+            return StorageError(f"{error} Nothing is lost. When that is put right: {self.folder.resume_command}")
+        return DriverCrashed(f"the driver failed; nothing is lost. {self.folder.resume_command} goes on.\n{error}")
 
     def _connect(self, address: str | None) -> Shares:
         """Join Ray, and meanwhile import Tune, which takes as long.
@@ -221,44 +307,64 @@ class _Drive:
             stage_weights(self.config, self._say)
 
     def _say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        _print_line(self.console, text)
 
     def _work(self, shares: Shares) -> None:
         from sweeps.evaluation import EvaluationPool
 
-        plan = self.config.attacks
+        plan, later_while_training = self.config.attacks, False
         if plan is not None:
             expected = dict.fromkeys(stage.attack for stage in self.ledger.sweep().planned_stages)
             self.coordinator.pool = EvaluationPool(shares, list(expected))
             has_own_share = shares.evaluation_gpus > 0
-            self._idle = plan.later_stages == "idle" or (plan.later_stages == "auto" and has_own_share)
-        while self.coordinator.training_needed and not self.halt:
-            self._train(shares)
-        self._idle = False
-        if self.coordinator.pool is not None:
-            self.coordinator.pool.use_everything()
+            later_while_training = plan.later_stages == "idle" or (plan.later_stages == "auto" and has_own_share)
+            if not self.coordinator.training_needed:
+                self.coordinator.pool.use_everything()
         while not self.halt:
+            if self.coordinator.training_needed:  # at first; or again, because another terminal asked for more
+                self._idle = later_while_training
+                self._train_all(shares)
+                self._idle = False
             self._between()
             running = self.coordinator.poll_later_stages(final=True)
-            if not (running or self.coordinator.evaluation_needed):
+            if not (running or self.coordinator.evaluation_needed or self.coordinator.training_needed):
                 break
             time.sleep(POLL_S)
         if not self.halt:
             self.ledger.complete()
-        elif self.halt.requested:
+        elif self.halt.requested and not self.coordinator.pause_asked:
             self.ledger.note_driver("interrupted", {})
 
-    def _train(self, shares: Shares) -> None:
-        """One fit(): it ends when no training can be needed any more, or on a halt."""
+    def _train_all(self, shares: Shares) -> None:
+        """Train while any training is needed; those that need a larger share than configured come last."""
+        pool = self.coordinator.pool
+        if pool is not None:
+            pool.keep_to_share()
+        while self.coordinator.training_needed and not self.halt:
+            share = self.coordinator.next_share
+            self._train(shares.grown(share), share)
+        if pool is not None:
+            pool.use_everything()
+
+    def _train(self, shares: Shares, share: float) -> None:
+        """One fit(): it ends when no training with this share can be needed any more, or on a halt."""
         from sweeps.searcher import Hooks, LedgerSearcher, tuner
 
-        searcher = LedgerSearcher(self.coordinator, shares.concurrent, self.halt, self._between)
-        hooks = Hooks(self._between, lambda: _install(self._handler), self.halt)
+        hang_after_s = self.config.failures.hang_after_s
+        searcher = LedgerSearcher(
+            self.coordinator, shares.concurrent, self.halt, self._between, share=share, hang_after_s=hang_after_s
+        )
+        hooks = Hooks(self._between, lambda: _install(self._handler), self.halt, searcher.watch)
         resources = {"cpu": shares.trial_cpus, "gpu": shares.trial_gpus}
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-        tuner(searcher, hooks, self.halt, resources, self.folder.scratch, name).fit()
+        tuner(searcher, hooks, self.halt, resources, self._scratch, name).fit()
 
     def _between(self) -> None:
+        self._disk.look(self.coordinator.training_numbers)
+        self.coordinator.take_requests()
+        if self.coordinator.pause_asked and not self.halt:
+            self.halt.requested = True
+            self._say("pausing: another terminal has asked for it.")
         self.coordinator.poll()
         if self._idle:
             self.coordinator.poll_later_stages(final=False)
@@ -283,8 +389,12 @@ class _Drive:
         if mirror is None:
             return
         closing = "KILLED" if self.halt else None
-        if not mirror.stop(closing, timeout_s=4.0 if self.halt else 60.0):
+        if not mirror.stop(closing, timeout_s=4.0 if self.halt else 60.0) and not self.halt.lost:
             self.console.print("MLflow is behind: `run_sweep.py sync` completes it later.", style="yellow")
+
+
+def _print_line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def signal_received(halt: Halt, console: Console, folder: SweepFolder) -> None:

@@ -7,8 +7,8 @@ exception inside one of these hooks is an error of the driver, which is recorded
 from __future__ import annotations
 
 import contextlib
-import traceback
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,47 @@ import ray
 from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
 
+from search_spaces.errors import ran_out_of_memory
 from sweeps.coordinator import Coordinator
 from sweeps.halt import Halt
 from trainables.tune import Report
+
+WATCH_S = 0.5
+"""Between two looks at the attempts that run."""
 
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]
     """Hands Tune one training after the other and takes their reports to the coordinator."""
 
-    def __init__(self, coordinator: Coordinator, concurrent: int, halt: Halt, between: Callable[[], None]) -> None:
-        """Args: concurrent: most trainings at once; between: called often, for polling and the live view."""
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        concurrent: int,
+        halt: Halt,
+        between: Callable[[], None],
+        *,
+        share: float = 1.0,
+        hang_after_s: float | None = None,
+    ) -> None:
+        """Say what it hands out.
+
+        Args:
+            concurrent: most trainings at once.
+            between: called often, for polling and the live view.
+            share: how many times the configured share its trainings get.
+            hang_after_s: how long a training may report nothing; None is for ever.
+        """
         super().__init__(metric="report", mode="max")
         self._coordinator = coordinator
+        self._share = share
+        self._hang_after_s = hang_after_s
         self._concurrent = concurrent
         self._halt = halt
         self._between = between
         self._jobs: dict[str, tuple[int, str]] = {}
+        self._heard: dict[str, float] = {}
+        self._looked_at = float("-inf")
+        self._trials: Sequence[Any] = ()
 
     def suggest(self, trial_id: str) -> Any:
         return self._guarded(lambda: self._suggest(trial_id), otherwise=Searcher.FINISHED)
@@ -39,11 +64,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def _suggest(self, trial_id: str) -> Any:
         self._between()  # with nothing running Tune polls here and nowhere else
         coordinator = self._coordinator
-        if self._halt or not coordinator.training_needed:
+        if self._halt or not coordinator.is_needed_at(self._share):
             return Searcher.FINISHED
         if coordinator.training_count >= self._concurrent:
             return None  # a proposal made early would be made without the results that are about to come
-        job = coordinator.next_training()
+        job = coordinator.next_training(self._share)
         if job is None:
             return None
         self._jobs[trial_id] = (job.number, job.token)
@@ -55,25 +80,58 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._guarded(lambda: self._complete(trial_id, result, error))
 
+    def watch(self, trials: Sequence[Any]) -> None:
+        """End the attempts that are no longer wanted, or have been silent for too long. Args: trials: all of Tune's."""
+        self._trials = trials
+        now = time.monotonic()
+        if now - self._looked_at < WATCH_S:
+            return
+        self._looked_at = now
+        for trial in [t for t in trials if t.trial_id in self._jobs]:
+            number, token = self._jobs[trial.trial_id]
+            actor = getattr(trial.temporary_state, "ray_actor", None)
+            if actor is None:  # it waits for its share of the machine
+                continue
+            silent_s = now - self._heard.setdefault(trial.trial_id, now)
+            if self._hang_after_s is not None and silent_s >= self._hang_after_s:
+                error = f"no report for {silent_s:.0f} s (failures.hang_after_s: {self._hang_after_s:g}); it was ended."
+                self._coordinator.training_failed(number, "hang", error)
+            if not self._coordinator.is_current(number, token):
+                del self._jobs[trial.trial_id]  # first: its end is nobody's failure
+                _kill(actor)
+
     def _take(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._coordinator.take_report(Report.read(result), self._jobs[trial_id][1])
+        self._heard[trial_id] = time.monotonic()
+        if trial_id in self._jobs:
+            self._coordinator.take_report(Report.read(result), self._jobs[trial_id][1])
 
     def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         if trial_id not in self._jobs or self._halt:
             return
-        number, _ = self._jobs.pop(trial_id)
+        number, token = self._jobs.pop(trial_id)
         if error:  # the process died: an exception inside a step arrives as a report instead
-            self._coordinator.training_failed(number, "crash", "the worker process died; `logs` shows its last words.")
+            if self._coordinator.is_current(number, token):
+                self._coordinator.training_failed(number, *self._death(trial_id))
         elif result is not None:
-            self._coordinator.take_report(Report.read(result), _)
+            self._coordinator.take_report(Report.read(result), token)
+
+    def _death(self, trial_id: str) -> tuple[str, str]:
+        """Return of what kind a worker's death was, and what Ray says about it."""
+        said = ""
+        for trial in self._trials:
+            if trial.trial_id == trial_id and trial.error_file is not None:
+                with contextlib.suppress(OSError):
+                    said = Path(trial.error_file).read_text()
+        text = "the worker process died; `logs` shows its last words."
+        return "memory" if ran_out_of_memory(said) else "crash", f"{text}\n{said}".strip()
 
     def _guarded(self, act: Callable[[], Any], otherwise: Any = None) -> Any:
         if self._halt:
             return otherwise
         try:
             return act()
-        except Exception:
-            self._halt.error = traceback.format_exc()
+        except Exception as error:
+            self._halt.fail(error)
             return otherwise
 
     def save(self, checkpoint_path: str) -> None:
@@ -92,8 +150,15 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 class Hooks(Callback):  # type: ignore[misc]
     """Polls while trials run, and remembers their actors so that a halt need not wait for an epoch."""
 
-    def __init__(self, between: Callable[[], None], on_setup: Callable[[], None], halt: Halt) -> None:
+    def __init__(
+        self,
+        between: Callable[[], None],
+        on_setup: Callable[[], None],
+        halt: Halt,
+        watch: Callable[[Sequence[Any]], None] = lambda trials: None,
+    ) -> None:
         self.trials: list[Any] = []
+        self._watch = watch
         self._between = between
         self._on_setup = on_setup
         self._halt = halt
@@ -105,8 +170,9 @@ class Hooks(Callback):  # type: ignore[misc]
         self.trials = trials
         try:
             self._between()
-        except Exception:
-            self._halt.error = self._halt.error or traceback.format_exc()
+            self._watch(trials)
+        except Exception as error:
+            self._halt.fail(error)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -130,11 +131,80 @@ class TrackingSection(Config):
     experiment: Annotated[str, Field(min_length=1)] = "paretune"
 
 
+class FailurePolicy(Config):
+    """What follows one kind of failure of a training: so many attempts more, each from the last good checkpoint."""
+
+    retries: Annotated[int, Field(ge=0)] | None = None
+    """How often it is tried again after a failure of this kind; without it, it shares `failures.retries`."""
+    backoff_s: Annotated[Number, Field(ge=0)] = 0
+    """Seconds before the second attempt, doubled for each further one, 600 at most; other trials go on meanwhile."""
+
+
+class RepeatedPolicy(FailurePolicy):
+    """A failure that another attempt of the same configuration and seed would only repeat."""
+
+    retries: Annotated[int, Field(ge=0)] | None = 0
+    """How often it is tried again all the same."""
+
+
+class MemoryPolicy(FailurePolicy):
+    """A device or the machine had no memory left."""
+
+    grow_share: Annotated[Number, Field(ge=1)] = 2
+    """Each further attempt gets so many times the share of a GPU (without GPUs: of the cores), up to a whole device, so
+    that fewer trials run beside it; such attempts come when the other trainings are over."""
+
+
+class AttackPolicy(Config):
+    """An attack stage failed. A lost worker's part is judged again without being asked."""
+
+    halvings: Annotated[int, Field(ge=0)] = 3
+    """How often a stage without memory is tried again, each time with half the batch size."""
+    retries: Annotated[int, Field(ge=0)] = 0
+    """How often a stage that failed otherwise is tried again."""
+
+
 class FailuresSection(Config):
-    """What happens when a training raises."""
+    """What happens when a training or an attack fails. Interruptions of the driver never count."""
 
     retries: Annotated[int, Field(ge=0)] = 1
-    """How often a failed training is tried again."""
+    """How often a failed training is tried again, over all kinds that say nothing else."""
+    hang_after_s: Annotated[Number, Field(gt=0)] | None = None
+    """A training that reports nothing for so long is ended and has failed as a hang; give several times what its
+    longest epoch takes. None waits for ever."""
+    crash: FailurePolicy = FailurePolicy()
+    """The worker process died."""
+    memory: MemoryPolicy = MemoryPolicy()
+    """A device or the machine had no memory left."""
+    hang: FailurePolicy = FailurePolicy()
+    """No report for `hang_after_s`."""
+    exception: FailurePolicy = FailurePolicy()
+    """The training raised anything else."""
+    nan: RepeatedPolicy = RepeatedPolicy()
+    """A loss was NaN or infinite."""
+    checkpoint: RepeatedPolicy = RepeatedPolicy()
+    """The trial's folder holds another trial's checkpoint."""
+    attack: AttackPolicy = AttackPolicy()
+    """A stage of the attack failed."""
+
+
+class LedgerSection(Config):
+    """Where the sweep's ledger is."""
+
+    url: str | None = None
+    """postgresql+psycopg://user@host/database, in which every sweep has a schema of its own; None is a sqlite file in
+    the sweep's folder. Passwords stand in PGPASSWORD or ~/.pgpass, never here."""
+
+    @field_validator("url")
+    @classmethod
+    def _a_server_without_its_password(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        if not url.startswith("postgresql"):
+            raise ValueError("it should be a postgresql URL, or null for a sqlite file in the sweep's folder")
+        if re.search(r"://[^/@]*:[^/@]*@", url):
+            raise ValueError("a password belongs into PGPASSWORD or ~/.pgpass, not here; found one")
+        return url
 
 
 class GeneralSections(Config):
@@ -148,6 +218,7 @@ class GeneralSections(Config):
     search: SearchSection = SearchSection()
     resources: ResourcesSection = ResourcesSection()
     tracking: TrackingSection = TrackingSection()
+    ledger: LedgerSection = LedgerSection()
     failures: FailuresSection = FailuresSection()
     plugins: tuple[str, ...] = ()
     """Python files with further methods, attacks or data sets."""
@@ -232,6 +303,10 @@ class AttackSection(Threat):
     """Of every attack's random numbers."""
 
 
+ADJUSTABLE = ("batch_size", "evaluate", "later_stages", "keep_images")
+"""Fields of the section attacks that decide no figure; `test.trials` is another one."""
+
+
 class TestPlan(TestSection):
     """The test section with its attacks looked up."""
 
@@ -252,14 +327,18 @@ class AttackPlan(AttackSection):
 
     def as_written(self) -> dict[str, Any]:
         """Return what decides figures as YAML would write it, defaults filled in."""
-        test = self.test and {**self.test.plain(), "stages": _as_written(self.test.stages)}
+        test = self.test and {"images": self.test.images, "stages": _as_written(self.test.stages)}
         columns = {
             label: {column.attack: column.config.plain(), **column.threat.plain()}
             for label, column in self.columns.items()
         }
-        left_out = ("plan", "later_stages", "keep_images")
-        plain = {name: value for name, value in self.plain().items() if name not in left_out}
+        plain = {name: value for name, value in self.plain().items() if name not in ("plan", *ADJUSTABLE)}
         return {**plain, "stages": _as_written(self.stages), "columns": columns, "test": test}
+
+    def adjustable(self) -> dict[str, Any]:
+        """Return what decides no figure, only which trials have one, when, and what it takes."""
+        test = self.test and {"trials": self.test.trials}
+        return {**{name: getattr(self, name) for name in ADJUSTABLE}, "test": test}
 
 
 def _as_written(stages: tuple[Stage, ...]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -48,6 +48,8 @@ class Snapshot:
     """Attack stages by trial number; validation before test, in the order of the plan."""
     front: tuple[TrialRecord, ...]
     """By falling first objective."""
+    prior: Mapping[str, int] = field(default_factory=dict)
+    """How many trials of which other sweeps inform the sampler."""
 
     @classmethod
     def read(cls, ledger: Ledger) -> Snapshot:
@@ -56,7 +58,8 @@ class Snapshot:
         stages: dict[int, list[StageRecord]] = defaultdict(list)
         for stage in ledger.stages():
             stages[stage.number].append(stage)
-        return cls(sweep, trials, {k: tuple(v) for k, v in stages.items()}, tuple(front_of(trials, sweep.objectives)))
+        front = tuple(front_of(trials, sweep.objectives))
+        return cls(sweep, trials, {k: tuple(v) for k, v in stages.items()}, front, ledger.prior_counts())
 
     def stages_of(self, trial: TrialRecord, split: Split | None = None) -> tuple[StageRecord, ...]:
         """Return a trial's attack stages (on one split)."""

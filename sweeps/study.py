@@ -18,7 +18,7 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search_spaces.seeds import derive_seed
-from sweeps.records import StageRecord, State, TrialRecord
+from sweeps.records import PriorTrial, StageRecord, State, TrialRecord
 from sweeps.summary import objective_values
 
 if TYPE_CHECKING:
@@ -49,31 +49,45 @@ def trial_seed(sweep_seed: int, number: int) -> int:
 class SearchStudy:
     """Asks for trials and is told each finished one once."""
 
-    def __init__(self, config: SweepConfig, trials: Sequence[TrialRecord], stages: Sequence[StageRecord] = ()) -> None:
+    def __init__(
+        self,
+        config: SweepConfig,
+        trials: Sequence[TrialRecord],
+        stages: Sequence[StageRecord] = (),
+        prior: Sequence[PriorTrial] = (),
+    ) -> None:
         """Rebuild the study.
 
         Args:
             trials: every trial of the ledger, by number; open ones count as running.
             stages: every attack stage of the ledger; a trial is told its first one, whatever came later.
+            prior: trials of other sweeps; they stand before the sweep's own.
         """
         self._config = config
         self._study = optuna.create_study(directions=["maximize"] * len(config.objectives))
+        self._first = len(prior)
+        """The study's number of trial 0."""
+        for other in prior:
+            self._study.add_trial(frozen_prior(other))
         first = {s.number: s for s in stages if s.split == "validation" and s.position == 0}
         for trial in trials:
             self._study.add_trial(frozen_trial(trial, told_values(trial, first.get(trial.number), config.objectives)))
 
-    def propose(self, number: int) -> Proposal:
-        """Draw trial `number`, the next one: what a grid or the known configurations fix, the rest by the sampler."""
+    def propose(self, number: int, known: Mapping[str, Any] | None = None) -> Proposal:
+        """Draw trial `number`, the next one: what a grid or the known configurations fix, the rest by the sampler.
+
+        Args: known: parameters of a configuration that was added later; None is the one that the sweep knows, if any.
+        """
         search = self._config.search
         self._study.sampler = make_sampler(
             search.sampler, derive_seed(search.seed, "sampler", number) % 2**32, search.startup_trials
         )
-        known = self._config.known_params(number)
-        if known is not None:
-            self._study.enqueue_trial(known)
+        fixed = self._config.known_params(number) if known is None else dict(known)
+        if fixed is not None:
+            self._study.enqueue_trial(fixed)
         trial = self._study.ask()
-        if trial.number != number:
-            raise RuntimeError(f"the study is at trial {trial.number}, the ledger at {number}")
+        if trial.number != self._first + number:
+            raise RuntimeError(f"the study is at trial {trial.number - self._first}, the ledger at {number}")
         config = self._config.suggest(trial)
         distributions = {name: distribution_to_json(d) for name, d in trial.distributions.items()}
         return Proposal(number, config, trial.params, distributions, trial_seed(search.seed, number))
@@ -82,7 +96,18 @@ class SearchStudy:
         """Tell the study how a trial ended; its record is final for the search from here on."""
         values = objective_values(trial, self._config.objectives)  # only the first stage has run
         state = _STATES[trial.state]
-        self._study.tell(trial.number, values if state is TrialState.COMPLETE else None, state=state)
+        self._study.tell(self._first + trial.number, values if state is TrialState.COMPLETE else None, state=state)
+
+
+def frozen_prior(trial: PriorTrial) -> FrozenTrial:
+    """Return Optuna's view of a finished trial of another sweep."""
+    return create_trial(
+        state=TrialState.COMPLETE,
+        values=list(trial.values),
+        params=dict(trial.params),
+        distributions={name: json_to_distribution(text) for name, text in trial.distributions.items()},
+        user_attrs={"prior": trial.sweep, "trial": trial.number},
+    )
 
 
 def make_sampler(kind: str, seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:
@@ -121,7 +146,8 @@ def frozen_trial(trial: TrialRecord, told: Sequence[float], attributes: Mapping[
         distributions={name: json_to_distribution(text) for name, text in trial.distributions.items()},
         user_attrs=dict(attributes or {}),
     )
-    frozen.datetime_start = datetime.fromtimestamp(trial.started_at or trial.created_at)
-    if state.is_finished():
-        frozen.datetime_complete = datetime.fromtimestamp(trial.ended_at or trial.updated_at)
+    began = trial.started_at or trial.created_at
+    frozen.datetime_start = datetime.fromtimestamp(began)
+    if state.is_finished():  # a clock may have gone back in between
+        frozen.datetime_complete = datetime.fromtimestamp(max(began, trial.ended_at or trial.updated_at))
     return frozen

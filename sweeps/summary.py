@@ -9,15 +9,18 @@ from typing import Any
 from sweeps.lease import is_alive
 from sweeps.ledger import Ledger
 from sweeps.pareto import front
-from sweeps.records import LAUNCHED, OPEN, StageRecord, State, SweepRecord, TrialRecord
+from sweeps.records import CLOSED, LAUNCHED, OPEN, StageRecord, State, SweepRecord, TrialRecord
+from sweeps.requests import Request
 
 
 def sweep_state(ledger: Ledger) -> str:
-    """Return running (a driver lives), finished (nothing is left to do) or interrupted."""
+    """Return running (a driver lives), finished (nothing is left to do), paused (as it was asked) or interrupted."""
     lease = ledger.lease()
     if lease is not None and is_alive(lease, time.time()):
         return "running"
-    return "interrupted" if ledger.sweep().completed_at is None else "finished"
+    if ledger.sweep().completed_at is not None:
+        return "finished"
+    return "paused" if ledger.is_paused() else "interrupted"
 
 
 def objective_values(trial: TrialRecord, objectives: Sequence[str]) -> tuple[float, ...] | None:
@@ -35,9 +38,9 @@ def front_of(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[T
     ]
 
 
-def status(ledger: Ledger) -> dict[str, Any]:
-    """Return the object that ``status --json`` prints; its keys are stable."""
-    sweep, counts, trials = ledger.sweep(), ledger.counts(), ledger.trials()
+def status(ledger: Ledger, requests: Sequence[Request] = ()) -> dict[str, Any]:
+    """Return the object that ``status --json`` prints; its keys are stable. Args: requests: those that wait."""
+    sweep, counts, trials = ledger.sweep(), ledger.counts(), ledger.trials(bare=True)
     proposed = sum(counts.values())
     return {
         "name": sweep.name,
@@ -48,6 +51,11 @@ def status(ledger: Ledger) -> dict[str, Any]:
             "to_go": sweep.requested - proposed,
         },
         "open": [{"trial": t.number, "state": str(t.state), "epochs": t.epochs} for t in trials if t.state in OPEN],
+        "waiting": [
+            {"request": r.kind, "trials": list(r.trials), "requested": r.requested, "known": len(r.known)}
+            for r in requests
+        ],
+        "prior": ledger.prior_counts(),
         "objectives": list(sweep.objectives),
         "front": [
             {
@@ -134,7 +142,7 @@ def robust_interval(
 
 
 def headline(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> str:
-    """Return one line: how many of the requested trials are finished and failed."""
-    finished = sum(t.state is State.FINISHED for t in trials)
-    failed = sum(t.state is State.FAILED for t in trials)
-    return f"{finished} of {sweep.requested} trials finished" + (f", {failed} failed" if failed else "")
+    """Return one line: how many of the requested trials are finished, stopped and failed."""
+    counts = {state: sum(t.state is state for t in trials) for state in CLOSED}
+    others = [f", {counts[state]} {state}" for state in (State.STOPPED, State.FAILED) if counts[state]]
+    return f"{counts[State.FINISHED]} of {sweep.requested} trials finished" + "".join(others)

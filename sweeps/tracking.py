@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from search_spaces.errors import LeaseLost, SweepError
-from search_spaces.faults import reach
+from search_spaces.faults import durable, reach
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.mirrored import (
@@ -111,6 +111,12 @@ class Mirror:
         if problem is not None:
             raise problem
 
+    @property
+    def _writer(self) -> Any:
+        """MLflow's client for one call that writes; LeaseLost once another driver has taken over."""
+        self._ledger.check_lease()
+        return self._client
+
     # -- finding or creating ------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
@@ -142,7 +148,10 @@ class Mirror:
         if found is None:
             # without a server MLflow would put artifacts under the current folder
             root = None if self.uri.startswith("http") else self._folder.default_artifacts.as_uri()
-            return str(self._client.create_experiment(self._experiment, artifact_location=root))
+            with durable("mlflow.create_experiment") as write:
+                created = str(self._writer.create_experiment(self._experiment, artifact_location=root))
+                write.torn()
+            return created
         if found.lifecycle_stage == "deleted":
             raise SweepError(f"MLflow's experiment {self._experiment!r} is deleted; restore it or name another one.")
         return str(found.experiment_id)
@@ -159,8 +168,10 @@ class Mirror:
                 return runs
 
     def _create(self, name: str, started_at: float, tags: Mapping[str, str]) -> _Run:
-        run = self._client.create_run(self._experiment_id, int(started_at * 1000), dict(tags), run_name=name)
-        return _Run(run.info.run_id, run.info.status)
+        with durable("mlflow.create_run") as write:
+            run = self._writer.create_run(self._experiment_id, int(started_at * 1000), dict(tags), run_name=name)
+            write.torn()
+            return _Run(run.info.run_id, run.info.status)
 
     # -- one trial ----------------------------------------------------------------------------------------------------
 
@@ -173,14 +184,15 @@ class Mirror:
             self._runs[trial.number] = run
             reach("mlflow.note")
         pareto = pareto_tag(snapshot, trial)
+        ended_at = None if trial.ended_at is None else max(trial.ended_at, trial.created_at)  # a clock may go back
         if run.id != trial.mlflow_run_id or trial.revision > trial.mlflow_revision:
             self._log(snapshot, trial, run)
-            self._set_status(run, status, trial.ended_at)
+            self._set_status(run, status, ended_at)
             self._ledger.note_mlflow_trial(trial.number, run.id, trial.revision)
         elif run.pareto != pareto:
-            self._client.set_tag(run.id, "trial.pareto", pareto)
+            self._set_tag(run, "trial.pareto", pareto)
         run.pareto = pareto
-        self._set_status(run, status, trial.ended_at)
+        self._set_status(run, status, ended_at)
 
     def _log(self, snapshot: Snapshot, trial: TrialRecord, run: _Run) -> None:
         from mlflow import entities
@@ -190,13 +202,15 @@ class Mirror:
         fresh = [rows for i, rows in enumerate(epochs) if i >= len(run.epochs) or run.epochs[i] != rows]
         metrics = finals(snapshot, trial, events) + [row for rows in fresh for row in rows]
         params = params_of(trial)
-        self._client.log_batch(
-            run.id,
-            metrics=[entities.Metric(*row) for row in metrics],
-            params=[entities.Param(k, v) for k, v in params.items() if k not in run.params],
-            tags=[entities.RunTag(k, v) for k, v in tags_of(snapshot, trial).items()],
-        )
-        run.epochs, run.params = epochs, params
+        with durable("mlflow.log_batch") as write:
+            self._writer.log_batch(
+                run.id,
+                metrics=[entities.Metric(*row) for row in metrics],
+                params=[entities.Param(k, v) for k, v in params.items() if k not in run.params],
+                tags=[entities.RunTag(k, v) for k, v in tags_of(snapshot, trial).items()],
+            )
+            write.torn()
+            run.epochs, run.params = epochs, params
         stages = snapshot.stages_of(trial)
         facts = {k: v for k, v in public_trial(trial, ()).items() if k not in ("attacks", "epochs", "mlflow_run_id")}
         self._attach(run, "trial.json", plain_json(facts))
@@ -207,16 +221,27 @@ class Mirror:
     def _attach(self, run: _Run, file: str, text: str) -> None:
         digest = hashlib.sha256(text.encode()).hexdigest()
         if run.artifacts.get(file) != digest:
-            self._client.log_text(run.id, text, file)
-            run.artifacts[file] = digest
+            with durable("mlflow.log_text") as write:
+                self._writer.log_text(run.id, text, file)
+                write.torn()
+                run.artifacts[file] = digest
+
+    def _set_tag(self, run: _Run, name: str, value: str) -> None:
+        with durable("mlflow.set_tag") as write:
+            self._writer.set_tag(run.id, name, value)
+            write.torn()
 
     def _set_status(self, run: _Run, status: str, ended_at: float | None) -> None:
         if run.status == status:
             return
         if status == "RUNNING":
-            self._client.update_run(run.id, status=status)
+            with durable("mlflow.update_run") as write:
+                self._writer.update_run(run.id, status=status)
+                write.torn()
         else:
-            self._client.set_terminated(run.id, status, None if ended_at is None else int(ended_at * 1000))
+            with durable("mlflow.set_terminated") as write:
+                self._writer.set_terminated(run.id, status, None if ended_at is None else int(ended_at * 1000))
+                write.torn()
         run.status = status
 
     # -- the sweep ----------------------------------------------------------------------------------------------------
@@ -226,16 +251,19 @@ class Mirror:
         assert run is not None
         tag, view = pareto_view(snapshot)
         if view != self._view:
-            self._client.set_experiment_tag(self._experiment_id, tag, view)
+            with durable("mlflow.set_experiment_tag") as write:
+                self._writer.set_experiment_tag(self._experiment_id, tag, view)
+                write.torn()
             self._view = view
         pages = links(sweep, "", [self._runs[t.number].id for t in snapshot.front])
         note = sweep_note(snapshot, {name: page for name, page in pages.items() if name != "sweep"})
         if note != run.note:
-            self._client.set_tag(run.id, "mlflow.note.content", note)
+            self._set_tag(run, "mlflow.note.content", note)
             run.note = note
         self._attach(run, "sweep.json", plain_json({"document": sweep.document, "environment": sweep.environment}))
         status = (closing or "RUNNING") if sweep.completed_at is None else "FINISHED"
-        self._set_status(run, status, sweep.completed_at)
+        ended_at = None if sweep.completed_at is None else max(sweep.completed_at, sweep.created_at)
+        self._set_status(run, status, ended_at)
 
 
 class MirrorThread:

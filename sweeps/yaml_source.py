@@ -59,17 +59,23 @@ def read_document(file: FilePath, overrides: Sequence[str] = ()) -> tuple[dict[s
     Returns: the document as plain JSON-ready data, and where its values were written.
     Raises:  ConfigError with the line if the file or an override cannot be read, or a key is there twice.
     """
+    document, source = read_value(file)
+    if not isinstance(document, dict):
+        found = "an empty file" if document is None else repr(document)
+        hint = "The presets in sweeps/presets show what a sweep looks like."
+        raise ConfigError([Problem((), f"expected a mapping of sections; found {found}.", hint, str(file), 1)])
+    return apply_overrides(document, source, overrides)
+
+
+def read_value(file: FilePath) -> tuple[Any, Source]:
+    """Return a YAML file's plain data, whatever it is, and where it was written; ConfigError if it cannot be read."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file"
         raise ConfigError([Problem((), f"cannot be read: {reason}.", source=str(file))]) from error
-    document, lines = read_yaml(text, str(file))
-    if not isinstance(document, dict):
-        found = "an empty file" if document is None else repr(document)
-        hint = "The presets in sweeps/presets show what a sweep looks like."
-        raise ConfigError([Problem((), f"expected a mapping of sections; found {found}.", hint, str(file), 1)])
-    return apply_overrides(document, Source(str(file), lines), overrides)
+    value, lines = read_yaml(text, str(file))
+    return value, Source(str(file), lines)
 
 
 def read_yaml(text: str, name: str) -> tuple[Any, dict[Path, int]]:

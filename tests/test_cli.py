@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 import run_sweep
 from sweeps.folder import SweepFolder
@@ -96,7 +97,7 @@ def test_status_of_a_dead_driver_names_the_open_trial_and_how_to_go_on(run: Run,
     assert "trial 0: training" in text
     assert "python run_sweep.py resume s" in text
     found: dict[str, Any] = json.loads(run("status", "s", "--json", cwd=sweep))
-    assert list(found) == ["name", "state", "trials", "open", "objectives", "front"]
+    assert list(found) == ["name", "state", "trials", "open", "waiting", "prior", "objectives", "front"]
     counts = dict(found["trials"])
     assert counts.pop("requested") == sum(counts.values()) == 2
 
@@ -170,6 +171,69 @@ def test_resume_refuses_a_changed_configuration_with_a_diff(run: Run, sweep: Pat
     assert "0.1" in text
 
 
+@pytest.fixture
+def driven(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sweeps that a command would go on with."""
+    found: list[str] = []
+    monkeypatch.setattr("run_sweep._drive", lambda folder, *_, **__: found.append(folder.name))
+    return found
+
+
+def test_what_is_asked_of_a_sweep_without_a_driver_waits_and_is_shown(run: Run, sweep: Path, driven: list[str]) -> None:
+    assert "no driver runs: it happens as soon as the sweep goes on" in run("stop", "s", "0", cwd=sweep)
+    text = run("status", "s", cwd=sweep)
+    assert "trial 0: training, 0 epochs done, stopping" in text
+    assert "asked for: stop 0" in text
+    assert "nothing to pause: the sweep is interrupted" in run("pause", "s", cwd=sweep)
+    assert driven == []
+    run("extend", "s", "--trials", "5", cwd=sweep)
+    assert driven == ["s"]
+    waiting = json.loads(run("status", "s", "--json", cwd=sweep))["waiting"]
+    assert [(item["request"], item["requested"]) for item in waiting] == [("stop", None), ("extend", 5)]
+
+
+def test_a_running_driver_is_asked_and_nothing_is_started(run: Run, sweep: Path, driven: list[str]) -> None:
+    ledger = Ledger.at(SweepFolder(sweep / "runs", "s").ledger)
+    with Lease(ledger):
+        ledger.fail(0, "nan", "the loss is nan")
+        for arguments in (("retry", "s", "--failed"), ("extend", "s", "--trials", "5"), ("pause", "s")):
+            assert "asked the running driver" in run(*arguments, cwd=sweep)
+    ledger.close()
+    assert driven == []
+    waiting = json.loads(run("status", "s", "--json", cwd=sweep))["waiting"]
+    assert [item["request"] for item in waiting] == ["retry", "extend", "pause"]
+
+
+def test_what_cannot_be_asked_is_refused_and_leaves_nothing(run: Run, sweep: Path, driven: list[str]) -> None:
+    assert "trial 7 is unknown" in run("stop", "s", "7", cwd=sweep, code=2)
+    assert "nothing to try again" in run("retry", "s", "--failed", cwd=sweep, code=2)
+    assert "say what is to come" in run("extend", "s", cwd=sweep, code=2)
+    assert driven == []
+    assert not (sweep / "runs" / "s" / "requests").exists()
+
+
+def test_resume_takes_a_configuration_that_keeps_results_comparable_and_records_it(run: Run, sweep: Path) -> None:
+    ledger = Ledger.at(SweepFolder(sweep / "runs", "s").ledger)
+    with Lease(ledger):
+        ledger.fail(0, "nan", "the loss is nan")
+        ledger.propose(1, "plain", {}, {}, {}, 1)
+        ledger.fail(1, "nan", "the loss is nan")
+        ledger.complete()
+    (sweep / "s.yaml").write_text(YAML + "failures: {crash: {retries: 4}}\ntracking: {enabled: false}\n")
+    text = run("resume", "s", "s.yaml", cwd=sweep, code=1)
+    assert "failures.crash.retries: null -> 4" in text
+    assert "nothing to do: the sweep is finished" in text
+    assert ledger.events()[-1].kind == "configuration"
+    assert ledger.sweep().document["failures"] == {"crash": {"retries": 4}}
+    assert "retries: 4" in (sweep / "runs" / "s" / "sweep.yaml").read_text()
+    assert "changed and recorded" not in run("resume", "s", "s.yaml", cwd=sweep, code=1)
+    copy = sweep / "runs" / "s" / "sweep.yaml"
+    copy.write_text(copy.read_text().replace("retries: 4", "retries: 5"))
+    assert "sweep.yaml was not what the sweep runs and is written again" in run("resume", "s", cwd=sweep, code=1)
+    assert "retries: 4" in copy.read_text()
+    ledger.close()
+
+
 def test_resume_refuses_fewer_trials_than_there_are(run: Run, sweep: Path) -> None:
     assert "can only grow" in run("resume", "s", "--trials", "1", cwd=sweep, code=2)
 
@@ -206,3 +270,32 @@ def test_a_trial_runs_in_the_foreground_without_ray(run: Run, folder: Path) -> N
     assert "clean 0." in text
     assert "robust 0." in text
     assert "choose one method" in run("trial", "s.yaml", cwd=folder, code=2)
+
+
+def test_gc_shows_what_nothing_needs_and_removes_it_only_when_told(run: Run, sweep: Path) -> None:
+    left = sweep / "runs" / "s" / "scratch" / "old" / "result.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("x" * 2000)
+    text = run("gc", "s", cwd=sweep)
+    assert "Ray Tune's own files: 1, 2 kB" in text
+    assert "python run_sweep.py gc s --yes" in text
+    assert left.exists()
+    assert "removed 2 kB" in run("gc", "s", "--yes", cwd=sweep)
+    assert not left.exists()
+    assert "every file is needed" in run("gc", "s", cwd=sweep)
+    assert "not finished" in run("gc", "s", "--weights", cwd=sweep, code=2)
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"), [("database or disk is full", "No space left on device"), ("database is locked", "kill -CONT")]
+)
+def test_a_storage_that_fails_is_one_clear_text_and_exit_code_3(
+    run: Run, sweep: Path, monkeypatch: pytest.MonkeyPatch, problem: str, said: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise OperationalError("UPDATE", {}, Exception(problem))
+
+    monkeypatch.setattr(Ledger, "sweep", fails)
+    text = run("status", "s", cwd=sweep, code=3)
+    assert said in text
+    assert "Traceback" not in text

@@ -45,7 +45,12 @@ class Subject:
 
     def clean_digest(self) -> str:
         """Name what is judged without an attack: weights and images."""
-        return digest_of({"weights": self.weights_digest, "images": self.images_digest, "attack": None})
+        return clean_digest(self.weights_digest, self.images_digest)
+
+
+def clean_digest(weights_digest: str, images_digest: str) -> str:
+    """Name what is judged without an attack: weights and the images of a split."""
+    return digest_of({"weights": weights_digest, "images": images_digest, "attack": None})
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,14 @@ class AttackQuestion:
 
         Batch sizes and the choice of images are no part of it: a verdict belongs to one image and holds for all.
         """
+        return self.digest_for(subject.weights_digest, subject.images_digest)
+
+    def digest_for(self, weights_digest: str, images_digest: str) -> str:
+        """Name the same for weights and images of which only the names are known."""
         return digest_of(
             {
-                "weights": subject.weights_digest,
-                "images": subject.images_digest,
+                "weights": weights_digest,
+                "images": images_digest,
                 "attack": self.attack,
                 "revision": find("attacks", self.attack).revision,
                 "config": self.config.plain(),

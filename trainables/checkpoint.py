@@ -11,7 +11,8 @@
         weights.safetensors
         meta.json
 
-A directory is written under a temporary name that carries the writer's pid, synced to disk and renamed.
+A directory is written under a temporary name that carries the writer's pid, synced to disk and renamed. What an earlier
+writer left half-written goes with the next one's first checkpoint: a trial's folder has one writer, and names it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from search_spaces.config import canonical_json
+from search_spaces.durable_files import make_folder, sync
 from search_spaces.errors import CheckpointCorrupt, CheckpointMismatch
+from search_spaces.faults import Durable, durable
 
 FORMAT = 1
 KEPT = 2
@@ -73,16 +77,18 @@ class Final:
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, identity: Identity) -> Path:
     """Write a checkpoint into the trial's folder, drop all but the last two, and return where it is."""
     target = _checkpoints(folder) / f"epoch-{checkpoint.epoch:04d}"
-
-    def fill(place: Path) -> None:
+    meta = {**_head(identity), "epoch": checkpoint.epoch, "history": checkpoint.history}
+    with durable("checkpoint.epoch") as write, _appearing(target, meta, write) as place:
         save_file(_contiguous(checkpoint.weights), place / WEIGHTS)
+        write.torn(place / WEIGHTS)
         if checkpoint.selected is not None:
             save_file(_contiguous(checkpoint.selected), place / SELECTED)
-        torch.save(checkpoint.state, place / STATE)
-
-    _publish(target, fill, {**_head(identity), "epoch": checkpoint.epoch, "history": checkpoint.history})
-    for old in _epochs(folder)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+        with (place / STATE).open("wb") as file:  # to a path torch loses the system's error: disk full, read-only
+            torch.save(checkpoint.state, file)
+    if retired := _epochs(folder)[KEPT:]:
+        with durable("checkpoint.retire") as write:
+            for old in retired:
+                _remove(old, write)
     return target
 
 
@@ -104,13 +110,17 @@ def write_final(folder: Path, weights: Mapping[str, Tensor], meta: Mapping[str, 
     """Write the finished model; training checkpoints are left for `drop_checkpoints`."""
     target = folder / "final"
     body = {**_head(identity), **meta, "weights_digest": weights_digest(weights)}
-    _publish(target, lambda place: save_file(_contiguous(weights), place / WEIGHTS), body)
+    with durable("checkpoint.final") as write, _appearing(target, body, write) as place:
+        save_file(_contiguous(weights), place / WEIGHTS)
+        write.torn(place / WEIGHTS)
     return target
 
 
 def drop_checkpoints(folder: Path) -> None:
     """Remove the training checkpoints, which nothing needs beside a good final model."""
-    shutil.rmtree(_checkpoints(folder), ignore_errors=True)
+    if _checkpoints(folder).is_dir():
+        with durable("checkpoint.drop") as write:
+            _remove(_checkpoints(folder), write)
 
 
 def read_final(folder: Path, identity: Identity | None = None) -> Final | None:
@@ -152,26 +162,42 @@ def _epochs(folder: Path) -> list[Path]:
     return sorted(_checkpoints(folder).glob("epoch-[0-9]*"), key=lambda place: int(place.name[6:]), reverse=True)
 
 
-def _publish(target: Path, fill: Callable[[Path], None], meta: dict[str, Any]) -> None:
-    """Let `fill` write into a temporary directory, add meta.json with the files' digests, and rename it to `target`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _appearing(target: Path, meta: dict[str, Any], write: Durable) -> Iterator[Path]:
+    """Give a temporary directory to fill; then add meta.json with the files' digests, and rename it to `target`."""
+    make_folder(target.parent)
+    for left in target.parent.glob(".*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
     place = target.parent / f".{target.name}.{os.getpid()}.tmp"
-    shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     try:
-        fill(place)
+        yield place
         meta = {**meta, "files": {file.name: _sha256(file) for file in sorted(place.iterdir())}}
         meta["meta_digest"] = _text_digest(meta)
         (place / META).write_text(json.dumps(meta, indent=1, allow_nan=False))
+        write.torn(place / META)
         for path in (*place.iterdir(), place):
-            _sync(path)
+            sync(path)
         if target.exists():  # damaged, or the same written by an earlier attempt: a full directory cannot be replaced
             shutil.rmtree(target)
+            write.torn()
         place.rename(target)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
-    _sync(target.parent)
+    sync(target.parent)
+
+
+def _remove(folder: Path, write: Durable) -> None:
+    """Remove a folder that nothing needs any more, its content first."""
+    for place in folder.iterdir():
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                place.unlink()
+        write.torn()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_checkpoint(place: Path, identity: Identity) -> Checkpoint:
@@ -224,11 +250,3 @@ def _sha256(path: Path) -> str:
 
 def _text_digest(meta: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(meta).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,6 +17,8 @@ from trainables.method import Batch, MethodStack, build_stack
 from trainables.randomness import Randomness
 from trainables.vit import PixelVit, build_model
 
+TRAIN_AGAIN = "If the trial has failed by it, `retry` trains it again; `rerun` repeats any trial beside the sweep."
+
 _cached_splits = lru_cache(maxsize=2)(load_splits)
 
 
@@ -53,9 +55,12 @@ def load_final(folder: Path, *, device: torch.device) -> tuple[nn.Module, Splits
 
     Raises: CheckpointCorrupt if there is no final model or its bytes differ from the digest.
     """
-    final = read_final(folder)
+    try:
+        final = read_final(folder)
+    except CheckpointCorrupt as error:
+        raise CheckpointCorrupt(f"{error} {TRAIN_AGAIN}") from error
     if final is None:
-        raise CheckpointCorrupt(f"{folder} has no final model.")
+        raise CheckpointCorrupt(f"{folder} has no final model. {TRAIN_AGAIN}")
     config = TrialConfig.model_validate(final.meta["config"])
     bare = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False, "weights": None})})
     splits = find_splits(config)

@@ -16,8 +16,11 @@ from typing import Any, Literal
 
 from ray import tune
 
-from search_spaces.errors import CheckpointError, LossDiverged, Superseded
+from search_spaces.durable_files import make_folder, write_whole
+from search_spaces.errors import CheckpointError, LossDiverged, Superseded, ran_out_of_memory
+from search_spaces.faults import durable
 from search_spaces.imports import quick_imports
+from search_spaces.storage import storage_problem
 from trainables.config import TrialConfig
 
 
@@ -51,7 +54,7 @@ class Report:
     weights_digest: str | None = None
     seconds: float = 0.0
     kind: str = ""
-    """Of a failure: nan, checkpoint or exception."""
+    """Of a failure: as `failure_kind` names it."""
     error: str = ""
     """Traceback of a failure."""
 
@@ -68,10 +71,24 @@ class Report:
 
 def write_token(folder: Path, token: str) -> None:
     """Make this attempt the current one of a trial's folder, atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".attempt-{os.getpid()}"
-    temporary.write_text(token)
-    os.replace(temporary, folder / "attempt")
+    make_folder(folder)
+    with durable("trial.attempt") as write:
+        for left in folder.glob(".attempt.*.tmp"):  # of a driver that was killed; the lease has one holder
+            left.unlink()
+        write_whole(folder / "attempt", token, write)
+
+
+def is_superseded(mine: str, current: str) -> bool:
+    """Return whether a worker's attempt is over. Args: current: what the trial's folder says.
+
+    The higher attempt is right: a driver that slept may leave an old token after another has taken its trial over.
+
+    is_superseded("a/2", "b/3"), is_superseded("b/3", "a/2")  # (True, False)
+    """
+    numbers = [token.rpartition("/")[2] for token in (mine, current)]
+    if all(number.isdecimal() for number in numbers):
+        return current != mine and int(numbers[1]) >= int(numbers[0])
+    return current != mine
 
 
 class TrialTrainable(tune.Trainable):
@@ -94,7 +111,8 @@ class TrialTrainable(tune.Trainable):
         except Exception as error:  # the trial's boundary: a failure is an outcome, recorded with its traceback
             text = traceback.format_exc()
             self._say(f"failed: {text}")
-            return Report(number, "failed", kind=failure_kind(error), error=text).result()
+            history = () if self._training is None else tuple(self._training.history)
+            return Report(number, "failed", history, kind=failure_kind(error), error=text).result()
 
     def _advance(self) -> Report:
         started = time.perf_counter()
@@ -129,13 +147,17 @@ class TrialTrainable(tune.Trainable):
 
     def _still_current(self) -> None:
         current = (Path(self._job.folder) / "attempt").read_text()
-        if current != self._job.token:
+        if is_superseded(self._job.token, current):
             raise Superseded(f"trial {self._job.number}: attempt {current} has replaced {self._job.token}.")
 
     def _say(self, text: str) -> None:
         folder = Path(self._job.folder)
-        with (folder / "log.txt").open("a") as log:
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        try:
+            with (folder / "log.txt").open("a") as log:
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        except OSError as error:  # the disk is full or gone, which a checkpoint says too; a line is not worth a trial
+            if not storage_problem(error):
+                raise
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: trainings write and find their own checkpoints under the trial's number."""
@@ -145,11 +167,13 @@ class TrialTrainable(tune.Trainable):
 
 
 def failure_kind(error: BaseException) -> str:
-    """Name the kind of a failure: nan, checkpoint, memory, or exception."""
+    """Name the kind of a failure: storage (which is no trial's), nan, checkpoint, memory, or exception."""
+    if storage_problem(error):
+        return "storage"
     if isinstance(error, LossDiverged):
         return "nan"
     if isinstance(error, CheckpointError):
         return "checkpoint"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or ran_out_of_memory(f"{type(error).__name__}: {error}"):
         return "memory"
     return "exception"

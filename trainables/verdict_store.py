@@ -31,6 +31,8 @@ import torch
 from torch import Tensor
 
 from search_spaces.config import canonical_json
+from search_spaces.durable_files import make_folder, sync
+from search_spaces.faults import durable
 
 COSTS = ("forwards", "backwards", "seconds")
 """Facts of a unit: images that went through the model, those whose gradient was computed, and the time."""
@@ -109,8 +111,9 @@ class _Unit:
 class VerdictStore:
     """Verdicts in a folder, by the digest of the question and the positions of the images.
 
-    Where two units hold the same image, the one that was stored first is right: by the time that it carries, then by
-    name. What has been answered once is therefore answered so again.
+    Where two units hold the same image, the one that was stored first is right: by the time that it carries, which is
+    later than that of every unit before it whatever the clock says, then by name. What has been answered once is
+    therefore answered so again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -120,7 +123,7 @@ class VerdictStore:
     def add(self, digest: str, verdict: Judged) -> Path:
         """Store a verdict durably, before this returns, and say where. Args: digest: of the question, hexadecimal."""
         head = {
-            "stored_at_ns": time.time_ns(),
+            "stored_at_ns": max(time.time_ns(), self._newest(digest) + 1),  # a clock may go back; the order may not
             "costs": {name: float(value) for name, value in verdict.costs.items()},
             "warnings": list(verdict.warnings),
         }
@@ -129,14 +132,19 @@ class VerdictStore:
             tensors["images"] = verdict.attacked
         arrays: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
         target = self._place(digest) / unit_name(verdict.ids, with_images="images" in tensors)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         temporary = target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, head=np.array(canonical_json(head)), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _sync(target.parent)
+        with durable("verdict.unit") as write:
+            try:
+                with temporary.open("wb") as file:
+                    np.savez(file, head=np.array(canonical_json(head)), **arrays)
+                write.torn(temporary)
+                sync(temporary)
+                os.replace(temporary, target)
+            except Exception:
+                temporary.unlink(missing_ok=True)  # on a full disk its half would be in the way
+                raise
+            sync(target.parent)
         return target
 
     def find(self, digest: str, ids: Tensor, *, with_images: bool = False) -> Found:
@@ -196,6 +204,11 @@ class VerdictStore:
         except FileNotFoundError:
             return []
         return [self._place(digest) / name for name in sorted(names) if not name.startswith(".")]
+
+    def _newest(self, digest: str) -> int:
+        """Return when the last unit was stored, as it says itself; 0 if there is none."""
+        units, _ = self._read(digest, with_images=False)
+        return max((unit.stored_at_ns for unit in units), default=0)
 
     def _read(self, digest: str, *, with_images: bool) -> tuple[list[_Unit], tuple[str, ...]]:
         """Return the units in the order in which they were stored, and the names of the files that are damaged."""
@@ -266,11 +279,3 @@ def _array(content: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
         io.BytesIO(content), allow_pickle=False
     )
     return array
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -53,3 +53,41 @@ def test_draining_workers_fit_where_the_trials_were() -> None:
     assert Shares(2, 1, 0, 1, 1, 0).draining_workers == 2
     assert Shares(2, 4, 0, 1, 2, 0).draining_workers == 4
     assert Shares(3, 1, 0.75, 1, 1, 0.25).draining_workers == 3
+
+
+def test_a_larger_share_means_fewer_trainings_and_never_more_than_a_device_has_left() -> None:
+    one = plan_shares(8, 1, **{**AUTO, "trial_gpus": 0.25})
+    assert (one.concurrent, one.largest_gpus) == (3, 0.75)
+    assert [(s.concurrent, s.trial_gpus) for s in (one.grown(2), one.grown(3), one.grown(100))] == [
+        (1, 0.5),
+        (1, 0.75),
+        (1, 0.75),
+    ]
+    two = plan_shares(8, 2, **{**AUTO, "trial_gpus": 0.25})
+    assert (two.concurrent, two.largest_gpus) == (7, 1.0)
+    assert (two.grown(4).concurrent, two.grown(4).trial_gpus) == (1, 1.0)
+    assert one.grown(1) == one
+
+
+def test_without_gpus_it_is_the_cores_that_grow_up_to_all_of_them() -> None:
+    eight = plan_shares(8, 0, **AUTO)
+    assert [(s.concurrent, s.trial_cpus) for s in (eight.grown(2), eight.grown(3), eight.grown(64))] == [
+        (4, 2.0),
+        (2, 3.0),
+        (1, 8.0),
+    ]
+
+
+@given(
+    gpus=st.integers(0, 4),
+    share=st.sampled_from([0.1, 0.25, 0.5, 0.75]),
+    times=st.sampled_from([1, 1.5, 2, 8, 1024]),
+)
+def test_grown_shares_fit_where_the_usual_ones_did(gpus: int, share: float, times: float) -> None:
+    usual = plan_shares(16, gpus, **{**AUTO, "trial_gpus": share if gpus else None})
+    grown = usual.grown(times)
+    room = max(usual.concurrent * usual.trial_gpus, usual.largest_gpus)
+    assert grown.concurrent >= 1
+    assert grown.concurrent * grown.trial_gpus <= room + 1e-9
+    assert grown.concurrent * grown.trial_cpus <= usual.concurrent * usual.trial_cpus
+    assert grown.trial_gpus <= 1

@@ -63,6 +63,9 @@ class FakePool:
     def submit(self, job: StageJob) -> None:
         self.running.append(job)
 
+    def forget(self, number: int) -> None:
+        self.running = [job for job in self.running if job.number != number]
+
     def done(self) -> list[tuple[StageJob, StageOutcome | str]]:
         ended = [(job, self._judge(job)) for job in self.running]
         self.running.clear()
@@ -310,3 +313,15 @@ def test_without_attacks_a_trained_trial_is_finished(tmp_path: Path) -> None:
         ledger.complete()
     assert [item["trial"] for item in status(ledger)["front"]] == [3]
     ledger.close()
+
+
+def test_an_epoch_that_only_the_report_of_a_failure_brings_is_committed_with_it(
+    ledger: Ledger, folder: SweepFolder
+) -> None:
+    coordinator = coordinate(ledger, folder, lambda job: 5)
+    job = coordinator.next_training()
+    assert job is not None
+    epoch = {"val/clean_acc": 0.1}
+    coordinator.take_report(Report(job.number, "failed", (epoch,), kind="nan", error="Traceback: nan"), job.token)
+    assert ledger.trial(job.number).state is State.FAILED
+    assert (ledger.trial(job.number).epochs, ledger.history(job.number)) == (1, [epoch])

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from cluster.resources import Shares
+from search_spaces.errors import StorageError
 from sweeps.evaluation import LOST_WORKERS, EvaluationPool, priority, warm_up
 from sweeps.stage_job import ShardResult, StageJob, StageOutcome, judge_here
 from tests.sweeps import ledgers
@@ -174,6 +175,14 @@ def test_a_first_stage_overtakes_the_shards_that_wait_but_only_one_at_a_time(ray
     assert pool.takes_first_stages
 
 
+def test_a_shard_that_meets_a_full_disk_stops_the_driver_and_fails_no_stage(ray: FakeRay) -> None:
+    pool = pool_of(1)
+    pool.submit(job(FIRST, 7))
+    ray.end(0, RuntimeError("RayTaskError(OSError): [Errno 28] No space left on device"))
+    with pytest.raises(StorageError, match="trial 7 cannot write: No space left on device"):
+        pool.done()
+
+
 def test_a_shard_that_fails_fails_its_stage_once_and_nothing_else(ray: FakeRay) -> None:
     pool = pool_of(2)
     bad, good = job(replace(LATER, images=300, batch_size=10), 0), job(LATER, 1, standing=5)
@@ -227,6 +236,29 @@ def test_the_reserved_share_is_left_when_training_is_over(ray: FakeRay) -> None:
     assert pool.capacity == 3
     assert "scheduling_strategy" not in ray.options[1]
     assert {options["max_retries"] for options in ray.options} == {LOST_WORKERS}
+
+
+def test_the_reserved_share_is_kept_to_again_when_trainings_come_again(ray: FakeRay) -> None:
+    pool = pool_of(1)
+    pool.use_everything()
+    pool.submit(job(LATER, 0, standing=5))
+    pool.keep_to_share()
+    pool.submit(job(LATER, 1, standing=5))
+    assert (pool.capacity, pool.free, len(ray.started)) == (1, 0, 1)
+    ray.end(0)
+    pool.done()
+    assert len(ray.started) == 2
+    assert ["scheduling_strategy" in options for options in ray.options] == [False, True]
+
+
+def test_a_forgotten_trial_starts_nothing_more_and_is_never_named(ray: FakeRay) -> None:
+    pool = pool_of(1)
+    for number in (0, 1, 0):
+        pool.submit(job(LATER, number, standing=5))
+    pool.forget(0)
+    assert [found.number for found in pool.running] == [1]
+    assert [found.number for found, _ in finish(ray, pool)] == [1]
+    assert [number for number, _, _ in ray.shown()] == [0, 1]
 
 
 def test_a_worker_is_warmed_up_for_the_attacks_that_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from sweeps.export import export_csv, export_json, export_optuna
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.records import PlannedStage
+from sweeps.requests import Request
 from sweeps.snapshot import flatten
 from sweeps.summary import wilson
 from tests.sweeps import ledgers
@@ -138,8 +139,7 @@ def test_a_stopped_trial_is_pruned_without_values(open_ledger: Callable[..., Led
     with Lease(ledger):
         ledgers.propose(ledger, 0)
         ledger.start_training(0)
-        with ledger._write() as connection:
-            ledger._move(connection, 0, ledgers.State.STOPPED, {})
+        ledger.grant(Request.make("stop", trials=(0,)))
     storage = optuna.storages.RDBStorage(f"sqlite:///{export_optuna(ledger, tmp_path / 'study.db')}")
     (trial,) = optuna.load_study(study_name="digits", storage=storage).trials
     assert (trial.state, trial.values) == (optuna.trial.TrialState.PRUNED, None)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from search_spaces.errors import ConfigError
 from sweeps.config import parse_sweep
-from sweeps.forecast import Range
+from sweeps.disk import MARGIN_BYTES
+from sweeps.forecast import UNIT_BYTES, VERDICT_BYTES, Range
 from sweeps.plan import Plan, describe, render
 from trainables.attacks.autoattack import Autoattack, AutoattackConfig
 from trainables.config import ModelConfig
+from trainables.verdict_store import COSTS, PER_IMAGE, VerdictStore
 from trainables.vit import build_model
 
 MODEL = {"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -182,3 +187,32 @@ def test_ranges_are_written_with_thousands_and_once_if_they_are_a_point() -> Non
     assert str(Range(1200, 1200)) == "1,200"
     assert str(Range(4, 1e6)) == "4 to 1,000,000"
     assert Range.over([3, 1, 2]).scaled(2) == Range(2, 6)
+
+
+def test_the_disk_row_adds_up_what_a_sweep_writes_and_compares_it_with_what_is_free(
+    arrays: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {"stages": [{"pgd": {}}], "images": 12, "test": None, "keep_images": True}
+    plan, bare = plan_for(arrays, attacks=kept), plan_for(arrays)
+    assert bare.image_bytes == 0
+    assert plan.image_bytes == 5 * 12 * 8 * 8 * 4  # 5 trials × 12 images of 8 × 8 in float32
+    assert plan.verdict_bytes == 5 * (12 * VERDICT_BYTES + UNIT_BYTES)
+    assert plan.total_bytes > plan.final_bytes.high + plan.checkpoint_bytes.high + plan.image_bytes
+    needed = plan.total_bytes + MARGIN_BYTES
+    for free, word in ((needed, "enough"), (needed - 1, "too little")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert word in shown(plan)
+
+
+def test_what_is_foretold_for_verdicts_is_about_what_they_take(tmp_path: Path) -> None:
+    count = 200
+    verdict = SimpleNamespace(
+        ids=torch.arange(count),
+        correct=torch.ones(count, dtype=torch.bool),
+        warnings=(),
+        costs=dict.fromkeys(COSTS, 1e6),
+        per_image={name: torch.zeros(count, dtype=torch.float64) for name in PER_IMAGE},
+        attacked=None,
+    )
+    written = VerdictStore(tmp_path).add("ab12", verdict).stat().st_size
+    assert 0.7 < written / (count * VERDICT_BYTES + UNIT_BYTES) < 1.3

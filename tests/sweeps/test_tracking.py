@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from search_spaces.errors import LeaseLost, SweepError
+import run_sweep
+from search_spaces.errors import LeaseLost, SweepError, TrackingAway
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
@@ -342,6 +343,20 @@ def test_errors_are_logged_once_each(caplog: pytest.LogCaptureFixture) -> None:
     assert not thread.stop(timeout_s=5)
     assert [r.getMessage().count("ValueError: no") for r in caplog.records] == [1, 1]
     assert threading.active_count() < 20
+
+
+def test_sync_without_its_server_is_one_clear_sentence(
+    open_ledger: Callable[..., Ledger], folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger(document={"methods": ["plain"], "objectives": ["clean_acc"]})
+
+    def refused(*_: object) -> None:
+        raise ConnectionError("Connection refused\nand a long story")
+
+    monkeypatch.setattr(Mirror, "sync", refused)
+    with pytest.raises(TrackingAway, match=r"said 'Connection refused'\..*sync digits"):
+        run_sweep.sync(folder.name, folder.storage)
+    assert ledger.lease() is None
 
 
 # -- processes --------------------------------------------------------------------------------------------------------

@@ -50,6 +50,16 @@ def test_the_last_two_are_kept(tmp_path):
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["epoch-0009", "epoch-0010"]
 
 
+def test_what_a_killed_writer_left_half_written_goes_with_the_next_checkpoint(tmp_path):
+    for place in (tmp_path / "checkpoints" / ".epoch-0002.4711.tmp", tmp_path / ".final.4711.tmp"):
+        place.mkdir(parents=True)
+        (place / "weights.safetensors").write_bytes(b"half")
+    write(tmp_path, 1)
+    assert os.listdir(tmp_path / "checkpoints") == ["epoch-0001"]
+    write_final(tmp_path, {"w": torch.ones(1)}, {}, OWN)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoints", "final"]
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "state.pt", "meta.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before_it(name, damage, tmp_path):

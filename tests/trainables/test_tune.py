@@ -95,6 +95,22 @@ def test_a_failure_is_a_report_with_its_traceback_and_the_actor_lives_on(
     assert run(trainable)[-1].status == "trained"
 
 
+def test_a_failure_brings_the_epochs_before_it_along(
+    job: Callable[..., TrainingJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that died between an epoch's checkpoint and its commit hears of that epoch here or never."""
+    actor(job()).step()
+    monkeypatch.setattr(Training, "run_epoch", lambda _self: 1 / 0)
+    report = Report.read(actor(job(token="driver/2")).step())
+    assert (report.status, len(report.history)) == ("failed", 1)
+
+
+def test_what_a_killed_driver_left_of_its_token_goes_with_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / ".attempt.4711.tmp").write_text("dri")
+    write_token(tmp_path, "driver/2")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("attempt", "driver/2")]
+
+
 def test_failures_have_kinds() -> None:
     assert failure_kind(LossDiverged("x")) == "nan"
     assert failure_kind(MemoryError()) == "memory"

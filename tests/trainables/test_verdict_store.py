@@ -96,13 +96,13 @@ def test_clean_verdicts_keep_the_scale_of_the_logits(store):
 
 
 def test_the_first_verdict_on_an_image_stays(store, monkeypatch):
-    clock = iter([300, 100, 200])  # by the time that a unit carries, not by the order of its file's name or date
+    clock = iter([300, 100, 200])  # the clock goes back; neither it nor the order of the files' names decides
     monkeypatch.setattr(time, "time_ns", lambda: next(clock))
     store.add(DIGEST, verdict([1, 2, 3], [0, 0, 0]))
     store.add(DIGEST, verdict([2, 3, 4], [1, 1, 1], said=["first"]))
     store.add(DIGEST, verdict([0, 3, 4], [0, 0, 0], said=["second"]))
     found = store.find(DIGEST, torch.arange(5))
-    assert found.correct.tolist() == [False, False, True, True, True]
+    assert found.correct.tolist() == [False, False, False, False, True]
     assert found.warnings == ("first", "second")
     assert found.facts["forwards"] == 30 + 10 + 10
 

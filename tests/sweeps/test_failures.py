@@ -1,0 +1,205 @@
+"""What follows a failure: pure decisions first, then the coordinator with its ledger, through restarts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sweeps.failures import KINDS, LONGEST_BACKOFF_S, Again, after_failure, after_stage_failure, backoff
+from sweeps.records import State
+from sweeps.sections import FailuresSection
+from sweeps.stage_job import StageJob
+from sweeps.study import TrialState
+from tests.sweeps.driving import DOCUMENT, create, driving, settle, train_all, trained
+
+TRAINING = [kind for kind in KINDS if kind != "attack"]
+OUT_OF_MEMORY = "Traceback …\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+
+
+def section(**values: Any) -> FailuresSection:
+    return FailuresSection.model_validate(values)
+
+
+def test_kinds_without_a_number_of_their_own_share_one_allowance() -> None:
+    policy = section(retries=2, crash={"retries": 1})
+    assert after_failure("exception", {}, 1.0, policy)
+    assert after_failure("exception", {"hang": 1}, 1.0, policy)
+    assert after_failure("exception", {"hang": 1, "exception": 1}, 1.0, policy) is None
+    assert after_failure("exception", {"hang": 1, "crash": 9}, 1.0, policy), "a crash has its own allowance"
+    assert after_failure("crash", {"hang": 9}, 1.0, policy)
+    assert after_failure("crash", {"crash": 1}, 1.0, policy) is None
+
+
+@pytest.mark.parametrize("kind", ["nan", "checkpoint"])
+def test_what_would_only_repeat_itself_is_tried_again_only_if_it_says_so(kind: str) -> None:
+    assert after_failure(kind, {}, 1.0, section(retries=9)) is None
+    assert after_failure(kind, {}, 1.0, section(**{kind: {"backoff_s": 3}})) is None
+    assert after_failure(kind, {}, 1.0, section(**{kind: {"retries": 1}})) == Again(0, 1.0)
+
+
+def test_each_pause_is_twice_the_one_before_and_none_is_endless() -> None:
+    assert [backoff(5, before) for before in range(4)] == [5, 10, 20, 40]
+    assert backoff(5, 10**6) == LONGEST_BACKOFF_S
+    assert backoff(0, 10**6) == 0
+    policy = section(crash={"retries": 9, "backoff_s": 5})
+    assert after_failure("crash", {"crash": 2, "hang": 5}, 1.0, policy) == Again(20, 1.0)
+
+
+def test_a_lack_of_memory_asks_for_a_larger_share_and_nothing_else_does() -> None:
+    policy = section(retries=9, memory={"grow_share": 3})
+    assert after_failure("memory", {}, 2.0, policy) == Again(0, 6.0)
+    assert after_failure("crash", {}, 2.0, policy) == Again(0, 2.0)
+
+
+@given(
+    st.lists(st.sampled_from(TRAINING), min_size=60, max_size=60),
+    st.dictionaries(st.sampled_from(TRAINING), st.none() | st.integers(0, 5), max_size=6),
+    st.integers(0, 5),
+)
+def test_however_failures_mix_the_attempts_are_bounded(
+    happens: list[str], own: dict[str, int | None], shared: int
+) -> None:
+    policy = section(retries=shared, **{kind: {"retries": count} for kind, count in own.items()})
+    failed: Counter[str] = Counter()
+    attempts = 1
+    for kind in happens:
+        again = after_failure(kind, failed, 1.0, policy)
+        failed[kind] += 1
+        if again is None:
+            break
+        attempts += 1
+    assert attempts <= 1 + shared + sum(count or 0 for count in own.values())
+
+
+def test_a_stage_without_memory_is_tried_with_half_the_batch_down_to_one_image() -> None:
+    policy = section(attack={"halvings": 3})
+    sizes = [
+        again and again.batch_size for again in (after_stage_failure(OUT_OF_MEMORY, n, 16, policy) for n in range(4))
+    ]
+    assert sizes == [8, 8, 8, None]
+    assert after_stage_failure(OUT_OF_MEMORY, 0, 1, policy) is None
+    assert after_stage_failure("ValueError: no", 0, 16, policy) is None
+    again = after_stage_failure("ValueError: no", 1, 16, section(attack={"retries": 2}))
+    assert again is not None
+    assert again.batch_size == 16
+
+
+# the coordinator
+
+
+def test_failures_are_counted_by_kind_in_the_ledger_so_that_a_restart_forgets_none(tmp_path: Path) -> None:
+    folder = create(tmp_path, failures={"retries": 0, "crash": {"retries": 2}})
+    for expected in (State.TRAINING, State.TRAINING, State.FAILED):
+        with driving(folder) as driven:
+            assert driven.fail("crash") == 0
+            assert driven.ledger.trial(0).state is expected
+    with driving(folder) as driven:
+        trial = driven.ledger.trial(0)
+        assert (trial.failures, trial.failed_as, trial.attempts) == (3, {"crash": 3}, 3)
+        assert driven.start().number == 1
+
+
+def test_interruptions_use_up_no_retries(tmp_path: Path) -> None:
+    folder = create(tmp_path, failures={"retries": 0})
+    for _ in range(5):
+        with driving(folder) as driven:
+            assert driven.start().number == 0
+    with driving(folder) as driven:
+        assert (driven.ledger.trial(0).failures, driven.ledger.trial(0).attempts) == (0, 5)
+        assert driven.train() == 0
+
+
+def test_others_go_on_while_a_failed_training_waits_for_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = SimpleNamespace(monotonic=lambda: now.at, time=lambda: 0.0, at=100.0)
+    monkeypatch.setattr("sweeps.coordinator.time", now)
+    folder = create(tmp_path, failures={"crash": {"retries": 2, "backoff_s": 10}}, search={"trials": 2})
+    with driving(folder) as driven:
+        assert driven.fail("crash") == 0
+        assert driven.train() == 1
+        assert driven.coordinator.next_training() is None
+        assert driven.coordinator.training_needed
+        now.at = 110.0
+        assert driven.fail("crash") == 0
+        now.at = 129.0
+        assert driven.coordinator.next_training() is None
+        now.at = 130.0
+        assert driven.train() == 0
+        assert "in 20 s" in "\n".join(driven.said)
+
+
+def test_a_training_without_memory_comes_last_with_a_larger_share_and_a_restart_knows(tmp_path: Path) -> None:
+    folder = create(tmp_path, search={"trials": 2})
+    with driving(folder) as driven:
+        assert driven.fail("memory") == 0
+        assert driven.coordinator.next_share == 1.0
+        assert driven.train() == 1
+        assert driven.coordinator.next_training(1.0) is None
+        assert not driven.coordinator.is_needed_at(1.0)
+    with driving(folder) as driven:
+        assert (driven.coordinator.next_share, driven.ledger.trial(0).share) == (2.0, 2.0)
+        assert driven.coordinator.is_needed_at(2.0)
+        assert driven.coordinator.next_training(1.0) is None
+        assert driven.train() == 0
+        assert not driven.coordinator.training_needed
+
+
+def test_a_stage_without_memory_ends_with_a_smaller_batch_through_a_restart(tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    def survivors(job: StageJob) -> int:
+        sizes.append(job.stage.batch_size)
+        if job.stage.batch_size > 64:
+            raise RuntimeError(OUT_OF_MEMORY)
+        return 5
+
+    folder = create(tmp_path, search={"trials": 1})
+    with driving(folder, survivors) as driven:
+        job = driven.start()
+        driven.coordinator.take_report(trained(job, 0.8), job.token)
+        for _ in range(2):
+            driven.coordinator.poll()
+        assert sizes == [256]
+        record = driven.ledger.stages(0)[0]
+        assert (record.state, record.tries, record.batch_size) == ("running", 1, 128)
+        assert driven.ledger.trial(0).state is State.EVALUATING
+    with driving(folder, survivors) as driven:
+        while driven.coordinator.evaluation_needed:
+            driven.coordinator.poll()
+        assert sizes == [256, 128, 64]
+        trial, record = driven.ledger.trial(0), driven.ledger.stages(0)[0]
+        assert (trial.state, trial.error, record.tries, record.batch_size) == (State.FINISHED, None, 2, 64)
+
+
+def test_a_later_stage_that_failed_is_tried_as_often_as_the_policy_says(tmp_path: Path) -> None:
+    tried: Counter[int] = Counter()
+
+    def survivors(job: StageJob) -> int:
+        tried[job.stage.position] += 1
+        if job.stage.position == 1:
+            raise RuntimeError("ValueError: no")
+        return 5
+
+    attacks = {**DOCUMENT["attacks"], "test": None, "columns": {}}
+    folder = create(tmp_path, failures={"attack": {"retries": 2}}, search={"trials": 1}, attacks=attacks)
+    with driving(folder, survivors) as driven:
+        train_all(driven.coordinator, lambda number: 0.8)
+        settle(driven.coordinator)
+        assert tried == {0: 1, 1: 3}
+        assert driven.ledger.stages(0)[1].state == "failed"
+        assert driven.ledger.trial(0).robust_acc == 0.5
+        driven.ledger.complete()
+
+
+def test_a_trial_that_failed_for_good_is_told_once_as_failed(tmp_path: Path) -> None:
+    with driving(create(tmp_path)) as driven:
+        driven.fail("nan")
+        study = driven.coordinator.study._study
+        assert [trial.state for trial in study.trials] == [TrialState.FAIL]
