@@ -81,6 +81,8 @@ def loss_gradient(
     Args: targets: (B, …) whatever `loss` takes beside the logits.
     """
     if isinstance(model, Batched):
+        if len(images) <= model.batch_size:
+            return loss_gradient(model.model, images, targets, loss)
         batches = zip(model.split(images), model.split(targets), strict=True)
         logits, gradients = zip(*(loss_gradient(model.model, *batch, loss) for batch in batches), strict=True)
         return torch.cat(logits), torch.cat(gradients)

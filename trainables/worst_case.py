@@ -39,9 +39,11 @@ class WorstCase:
         An image with NaN among its logits keeps what it has and stands.
         """
         lead = wrong_lead(logits, self.labels[rows]).to(self.lead)
-        worse = lead > self.lead[rows]
-        self.images[rows[worse]] = candidates[worse]
-        self.lead[rows[worse]] = lead[worse]
+        worse = (lead > self.lead[rows]).nonzero().squeeze(1)
+        if len(worse):
+            there = rows[worse]
+            self.images[there] = candidates[worse]
+            self.lead[there] = lead[worse]
         return ~(lead > SURE_MARGIN)
 
     def take(self, rows: Tensor, candidates: Tensor) -> None:

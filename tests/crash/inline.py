@@ -8,6 +8,7 @@ once, then forks one process for every line on its standard input.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -386,6 +387,7 @@ def breed(scratch: Path) -> None:
     for document in LIVES.values():
         trial_bytes(parse_sweep({**document, "name": NAME}), 10)
     empty = empty_mlflow(scratch)
+    gc.freeze()  # else the first collection of every child copies the parent's memory
     for line in sys.stdin:
         order = Order(**json.loads(line))
         if not (Path(order.storage) / "mlflow.db").exists():
