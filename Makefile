@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: quickstart test test-slow check format bench clean
+.PHONY: quickstart test test-slow chaos check format bench clean
 
 quickstart: $(READY)
 	$(BIN)/python run_sweep.py launch sweeps/presets/quickstart.yaml
@@ -13,6 +13,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# twenty kills: `make chaos SEED=7 STORMS=1`
+chaos: $(READY)
+	$(BIN)/python -m tests.crash.storm $(if $(SEED),--seed $(SEED)) $(if $(STORMS),--storms $(STORMS)) $(if $(LOG),--log $(LOG))
 
 check: $(READY)
 	$(BIN)/ruff check .

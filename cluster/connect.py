@@ -49,7 +49,7 @@ def connect(address: str | None, plan: Callable[[float, float], Shares], log: Pa
     if address is None and not ray.is_initialized():
         shares = plan(*local_devices())
         total = shares.concurrent * shares.trial_cpus + shares.evaluation_workers * shares.evaluation_cpus
-        _init(address=None, num_cpus=max(1, math.ceil(total)), include_dashboard=False)
+        _init(address="local", num_cpus=max(1, math.ceil(total)), include_dashboard=False)
     else:
         if not ray.is_initialized():
             _init(address=address)
@@ -66,6 +66,19 @@ def _init(**options: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray.init(log_to_driver=False, logging_level="WARNING", **options)
+    _keep_quiet()
+
+
+def _keep_quiet() -> None:
+    """Send what Ray prints about dead workers and nodes to its log: `log_to_driver` leaves it, and nothing else can."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):  # private: where it is gone, the terminal is less quiet
+        worker.print_to_stdstream = _log_lines
+
+
+def _log_lines(data: dict[str, Any], **_: Any) -> None:
+    logging.getLogger("ray").warning("(%s) %s", data.get("pid"), "\n".join(data.get("lines", ())))
 
 
 def local_devices() -> tuple[float, float]:

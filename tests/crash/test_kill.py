@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from ruamel import yaml
 
@@ -20,6 +17,7 @@ from sweeps.ledger import Ledger
 from sweeps.records import State
 from sweeps.summary import status
 from tests.crash.drivers import SWEEP, Driver, evaluate, launch, ledger_says, open_ledger, resume, units
+from tests.crash.evidence import assert_judged_once, assert_mirrored, assert_nothing_twice, results, slow_front
 
 pytestmark = pytest.mark.ray
 
@@ -37,19 +35,6 @@ POINTS = (
 """Done and not yet committed: a run created, a trial asked for, started but not handed to Tune, checkpointed, …"""
 
 
-def results(ledger: Ledger) -> dict[str, Any]:
-    """What must not depend on interruptions: everything but times, attempts and run ids."""
-    keys = ("number", "state", "config", "params", "seed", "clean_acc", "robust_acc", "exact", "epochs", "error")
-    keys += ("test_clean_acc", "test_robust_acc")
-    trials = [{k: t[k] for k in keys} for t in export_json(ledger)["trials"]]
-    weights = [t.weights_digest for t in ledger.trials()]
-    stages = [
-        (s.number, s.split, s.attack, s.state, s.digest, s.survivors, s.verdicts.tolist())  # type: ignore[union-attr]
-        for s in ledger.stages()
-    ]
-    return {"trials": trials, "weights": weights, "stages": stages, "front": status(ledger)["front"]}
-
-
 @pytest.fixture(scope="module")
 def undisturbed_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("undisturbed")
@@ -62,7 +47,7 @@ def undisturbed_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(undisturbed_storage: Path) -> dict[str, Any]:
     ledger = open_ledger(undisturbed_storage)
     assert len(ledger.trials([State.FINISHED])) == TRIALS
-    assert_judged_once(undisturbed_storage)
+    assert_judged_in_parts(undisturbed_storage)
     return results(ledger)
 
 
@@ -74,56 +59,15 @@ def assert_whole(storage: Path, undisturbed: dict[str, Any]) -> None:
     assert found["open"] == []
     assert results(ledger) == undisturbed
     assert [item["trial"] for item in found["front"]] == slow_front(export_json(ledger)["trials"])
-    kinds = Counter((event.number, event.kind) for event in ledger.events())
-    for number in range(TRIALS):
-        assert kinds[number, "proposed"] == kinds[number, "trained"] == kinds[number, "finished"] == 1
-        log = (storage / "s" / "trials" / f"{number:05d}" / "log.txt").read_text()
-        epochs = re.findall(r"epoch (\d+): ", log)
-        assert len(epochs) == len(set(epochs)), f"trial {number} trained an epoch twice:\n{log}"
-    ended = Counter((e.number, str(e.detail)) for e in ledger.events() if e.kind == "stage done")
-    assert all(count == 1 for count in ended.values())
-    assert_judged_once(storage)
+    assert_nothing_twice(ledger, storage / "s")
+    assert_judged_in_parts(storage)
     assert_mirrored(ledger)
 
 
-def assert_judged_once(storage: Path) -> None:
-    """No image was judged twice by the same attack on the same weights, and the store holds several units of one."""
-    judged: dict[Path, list[int]] = {}
-    for path in units(storage):
-        with np.load(path) as unit:
-            judged.setdefault(path.parent, []).extend(unit["ids"].tolist())
-    assert all(len(ids) == len(set(ids)) for ids in judged.values())
-    assert len(units(storage)) > len(judged)
-
-
-def slow_front(trials: list[dict[str, Any]]) -> list[int]:
-    """The front by its O(n²) definition, by falling clean accuracy."""
-    exact = [t for t in trials if t["state"] == "finished" and t["exact"]]
-    points = {t["number"]: (t["clean_acc"], t["robust_acc"]) for t in exact}
-    members = [
-        number
-        for number, (clean, robust) in points.items()
-        if not any(c >= clean and r >= robust and (c, r) != (clean, robust) for c, r in points.values())
-    ]
-    return sorted(members, key=lambda number: (-points[number][0], -points[number][1], number))
-
-
-def assert_mirrored(ledger: Ledger) -> None:
-    """MLflow has one finished parent and one finished run per trial."""
-    from mlflow import MlflowClient
-
-    sweep = ledger.sweep()
-    assert sweep.mlflow_uri is not None
-    assert sweep.mlflow_experiment_id is not None
-    runs = MlflowClient(sweep.mlflow_uri).search_runs(
-        [sweep.mlflow_experiment_id], f"tags.`sweep.id` = '{sweep.id}'", max_results=1000
-    )
-    roles = Counter(run.data.tags["sweep.role"] for run in runs)
-    assert roles == {"sweep": 1, "trial": TRIALS}
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert sorted(int(r.data.tags["trial.number"]) for r in runs if "trial.number" in r.data.tags) == list(
-        range(TRIALS)
-    )
+def assert_judged_in_parts(storage: Path) -> None:
+    """No image was judged twice, and the store holds several units of one question."""
+    assert_judged_once(storage / "s")
+    assert len(units(storage)) > len({path.parent for path in units(storage)})
 
 
 def test_a_sweep_that_is_stopped_in_every_way_ends_as_if_it_had_not_been(
@@ -186,7 +130,7 @@ def test_pruned_trials_are_judged_to_the_end_through_a_kill_and_the_front_was_ri
     second = evaluate(tmp_path, plan)
     assert second.wait() == 0, second.text()
     assert {path: at for path, at in units(tmp_path).items() if path in kept} == kept
-    assert_judged_once(tmp_path)
+    assert_judged_in_parts(tmp_path)
     third = evaluate(tmp_path, plan)
     assert third.wait() == 0
     assert "0 images judged now" in third.text()

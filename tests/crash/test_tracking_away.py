@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 import socket
 import sqlite3
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,39 +14,14 @@ import pytest
 
 from sweeps.ledger import Ledger
 from sweeps.records import State
-from sweeps.tracking_ui import start_ui, stop_ui
 from tests.crash.drivers import Driver, launch, ledger_says, open_ledger
+from tests.crash.servers import Server
 from tests.crash.test_lease import rows_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TRIALS = 3
 SHORT = (f"search.trials={TRIALS}", "attacks.test=null", "attacks.stages=[fgsm]")
-
-
-class Server:
-    """An MLflow server on a port that stays its own, whether it runs or not."""
-
-    def __init__(self, database: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
-        self.database = database
-        self.address = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process, _ = start_ui(f"sqlite:///{self.database}", self.port)
-
-    def kill(self) -> None:
-        """`kill -9` of the server and its workers."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-    def close(self) -> None:
-        if self._process is not None:
-            stop_ui(self._process)
 
 
 @pytest.fixture
