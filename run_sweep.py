@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from search_spaces.errors import ConfigError, Problem, StorageError, SweepError, TrackingAway
+from search_spaces.errors import ConfigError, ParentError, Problem, StorageError, SweepError, TrackingAway
 from search_spaces.imports import quick_imports
 from search_spaces.storage import storage_problem
 
@@ -237,13 +237,14 @@ def trial(
     set_: Overrides = None,
 ) -> None:
     """Run one trial in the foreground, without Ray, each searched field at its default or at what --set says."""
-    from sweeps.foreground import pinned_trial, run_trial
+    from sweeps.foreground import origin_of, pinned_trial, run_trial
     from sweeps.study import trial_seed
 
     config = _read(file, set_ or [], scale)
     one = pinned_trial(config, method)
     out.print_json(json.dumps(one.plain()["methods"]))
-    result = run_trial(one, trial_seed(config.search.seed, 0), config.attacks, _print_line, folder)
+    seed, origin = trial_seed(config.search.seed, 0), origin_of(one, config)
+    result = run_trial(one, seed, config.attacks, _print_line, folder, origin)
     robust = "" if result.robust_acc is None else f", robust {result.robust_acc:.4f}"
     out.print(f"clean {result.clean_acc:.4f}{robust}, weights {result.weights_digest}", highlight=False)
 
@@ -252,18 +253,19 @@ def trial(
 def rerun(name: Name, number: Number, storage: Storage = RUNS) -> None:
     """Repeat a trial of a sweep from its configuration and seed, in the foreground, and compare the values."""
     from sweeps.config import parse_sweep
-    from sweeps.foreground import run_trial
+    from sweeps.foreground import origin_in, run_trial
     from sweeps.records import IMPORTED, LAUNCHED
     from trainables.config import TrialConfig
 
-    _, ledger = _open(name, storage)
+    folder, ledger = _open(name, storage)
     record = ledger.trial(number)
     config = parse_sweep(ledger.sweep().document)
     if record.label == IMPORTED:
         raise SweepError(f"trial {number} was brought as a checkpoint; there is no training to repeat.")
     done = [s for s in ledger.stages(number) if s.plan == LAUNCHED and s.split == "validation" and s.state == "done"]
-    attacks = config.attacks
-    result = run_trial(TrialConfig.model_validate(record.config), record.seed, attacks, _print_line)
+    trial = TrialConfig.model_validate(record.config)
+    origin = origin_in(trial, config, ledger, folder)
+    result = run_trial(trial, record.seed, config.attacks, _print_line, origin=origin)
     same = result.clean_acc == record.clean_acc and result.weights_digest == record.weights_digest
     now = {stage.position: stage.accuracy for stage in result.stages}
     for stage in done:
@@ -394,14 +396,69 @@ def compare(
 
 
 @app.command()
-def logs(
+def best(
+    name: Name,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", help="A condition: clean_acc>=0.9, jasmin.k>0; repeatable.", show_default=False),
+    ] = None,
+    maximize: Annotated[str | None, typer.Option("--maximize", help="Default: the last objective.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="Only trials of this method.")] = None,
+    top: Annotated[int, typer.Option("--top", help="How many to show.", min=1)] = 5,
+    storage: Storage = RUNS,
+) -> None:
+    """Choose a configuration: the best trials under conditions, and the knee of the front."""
+    from sweeps.choosing import choose, knee_of, parse_conditions
+    from sweeps.snapshot import Snapshot
+    from sweeps.terminal import trials_table
+
+    folder, ledger = _open(name, storage)
+    snapshot = Snapshot.read(ledger)
+    figure = maximize or snapshot.sweep.objectives[-1]
+    found = choose(snapshot, parse_conditions(where or [], snapshot), figure, method)
+    if not found.ranked:
+        raise SweepError("no finished trial with all its attacks meets that; loosen --where, or see `status`.")
+    title = f"Best by {figure} ({len(found.ranked)} trials to choose from)"
+    out.print(trials_table(snapshot, found.ranked[:top], title))
+    for trial in found.open:
+        note = f"trial {trial.number} might be better: only an upper bound of it is known. Its other attacks: "
+        plan = f"{folder.command('evaluate')} --trials {trial.number}"
+        out.print(note + plan, highlight=False, soft_wrap=True)
+    if (knee := knee_of(snapshot)) is not None:
+        out.print(f"knee of the front: trial {knee.number} ({knee.label})", highlight=False)
+    out.print_json(json.dumps(dict(found.ranked[0].config)))
+    number = found.ranked[0].number
+    out.print(f"its weights:   {folder.command('checkpoint')} {number} --out DIR", highlight=False, soft_wrap=True)
+    out.print(f"trained again: {folder.command('rerun')} {number}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def checkpoint(
     name: Name,
     number: Number,
+    to: Annotated[Path, typer.Option("--out", help="New folder for weights, configuration and card.")],
+    storage: Storage = RUNS,
+) -> None:
+    """Hand over a trial's model: safetensors and a configuration that timm loads by itself, and a model card."""
+    from sweeps.exported_model import export_model
+    from sweeps.snapshot import Snapshot
+
+    folder, ledger = _open(name, storage)
+    place = export_model(Snapshot.read(ledger), folder, number, to)
+    for path in sorted(place.iterdir()):
+        out.print(str(path), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def logs(
+    name: Name,
+    which: Annotated[str, typer.Argument(help="The trial's number, or a parent's name.", show_default=False)],
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the trial does.")] = False,
     storage: Storage = RUNS,
 ) -> None:
-    """Print what a trial has said, and its error if it failed."""
+    """Print what a trial or a parent has said, and its error if it failed."""
     folder, ledger = _open(name, storage)
+    number = _number_of(ledger, which)
     record = ledger.trial(number)
     for line in _follow(
         folder.trial_log(number), lambda: follow and ledger.trial(number).state in ("proposed", "training")
@@ -411,6 +468,19 @@ def logs(
     if record.error:
         out.print(f"[red]{record.error_kind}[/red]")
         out.print(record.error, markup=False, highlight=False)
+
+
+def _number_of(ledger: Ledger, which: str) -> int:
+    """Return the number of a trial, or of the parent of that name; ConfigError if it is neither."""
+    from sweeps.parents import names_of
+
+    if which.isdecimal():
+        return int(which)
+    parents = {name: row.number for row in ledger.parents() for name in names_of(row)}
+    if which not in parents:
+        there = f"; parents: {', '.join(parents)}" if parents else ""
+        raise ConfigError([Problem((), f"expected the number of a trial{there}; found {which!r}.", source="logs")])
+    return parents[which]
 
 
 @app.command()
@@ -603,6 +673,8 @@ def _print_status(found: dict[str, Any], folder: SweepFolder) -> None:
     out.print(f"[bold]{found['name']}[/bold]: {found['state']}", highlight=False)
     out.print(", ".join(f"{count} {state}" for state, count in counts.items() if count), highlight=False)
     stopping = {number for asked in found["waiting"] if asked["request"] == "stop" for number in asked["trials"]}
+    for item in found["parents"]:
+        out.print(f"  parent {item['name']}: {item['state']}, {item['epochs']} epochs done", highlight=False)
     for item in found["open"]:
         end = ", stopping" if item["trial"] in stopping else ""
         out.print(f"  trial {item['trial']}: {item['state']}, {item['epochs']} epochs done{end}", highlight=False)
@@ -639,7 +711,7 @@ def _clear_errors() -> Iterator[None]:
         yield
     except SweepError as error:
         err.print(str(error), markup=False, highlight=False, soft_wrap=True, style="red")
-        crashed = isinstance(error, StorageError) or type(error).__name__ == "DriverCrashed"
+        crashed = isinstance(error, StorageError | ParentError) or type(error).__name__ == "DriverCrashed"
         sys.exit(3 if crashed else 2)
     except Exception as error:
         text = _storage_text(error)

@@ -12,12 +12,15 @@ SweepError
 ├── StorageError              the sweep's folder cannot be written: full, read-only, gone
 │   └── StorageFull           less is free than what runs may still need
 ├── TrackingAway              MLflow does not answer, and a command needs it
+├── ParentError               a model that trials start from has failed for good, or its file is not what it was
+│   └── ParentChanged         a trial found other weights than those that it is to start from, or none
 ├── DataError                 a data set is missing, incomplete or malformed
 ├── ModelError                a model cannot be built, or a method cannot handle it
 ├── CheckpointError
 │   ├── CheckpointCorrupt     a file of a checkpoint is missing or its bytes differ from its digest
 │   └── CheckpointMismatch    a checkpoint belongs to another configuration or seed
 ├── AttackError               an attack cannot run here, or broke its own contract (ε-ball, pixel range)
+│   └── AttackHung            an attack has judged nothing for longer than it may
 ├── LossDiverged              a loss became NaN or infinite
 ├── Superseded                a worker noticed that its attempt is no longer the current one
 └── ObjectiveMissing          an evaluation ended without the value that it was for
@@ -120,6 +123,14 @@ class TrackingAway(SweepError):
     """MLflow does not answer."""
 
 
+class ParentError(SweepError):
+    """A model that trials start from cannot be had; no trial has failed by it."""
+
+
+class ParentChanged(ParentError):
+    """The weights of a parent are missing, or not those that were recorded."""
+
+
 class DataError(SweepError):
     """A data set is missing, incomplete or malformed."""
 
@@ -144,6 +155,10 @@ class AttackError(SweepError):
     """An attack cannot run here, or returned images outside its threat model."""
 
 
+class AttackHung(AttackError):
+    """An attack has judged nothing for longer than `failures.hang_after_s`."""
+
+
 class LossDiverged(SweepError):
     """The training loss became NaN or infinite."""
 
@@ -159,3 +174,8 @@ class ObjectiveMissing(SweepError):
 def ran_out_of_memory(text: str) -> bool:
     """Return whether an error's text says that a device or the machine had no memory left."""
     return any(words in text for words in OUT_OF_MEMORY)
+
+
+def has_hung(text: str) -> bool:
+    """Return whether an attack stage's error is that it has judged nothing for too long."""
+    return text.startswith(AttackHung.__name__)

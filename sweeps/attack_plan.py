@@ -81,6 +81,7 @@ def planned_stages(
                     seed=plan.seed,
                     keep_images=plan.keep_images,
                     passes=find("attacks", part.attack).passes(part.config, num_classes),
+                    surrogate=stage.surrogate,
                 )
             )
     return tuple(found)

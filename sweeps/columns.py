@@ -18,6 +18,8 @@ from sweeps.summary import wilson
 
 LEGACY_BUDGET = "legacy_normalized_budget"
 """Setting of an attack whose ε is in units of the normalised image, not of pixels."""
+SURROGATE = "surrogate"
+"""Key of the model that an attack sees instead of the judged one."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ class Column:
 
     @property
     def threat(self) -> dict[str, Any]:
-        """Norm and epsilon, and the legacy setting if ε is in normalised units."""
-        legacy = {LEGACY_BUDGET: True} if self.stages[0].config.get(LEGACY_BUDGET) else {}
-        return {**self.stages[0].threat, **legacy}
+        """Norm and epsilon, the legacy setting if ε is in normalised units, and the surrogate if there is one."""
+        first = self.stages[0]
+        legacy = {LEGACY_BUDGET: True} if first.config.get(LEGACY_BUDGET) else {}
+        surrogate = {SURROGATE: first.surrogate} if first.surrogate else {}
+        return {**first.threat, **legacy, **surrogate}
 
     def title(self, usual: Mapping[str, Any] | None = None) -> str:
         """Return its name for people, with its threat where that is not the usual one: ``test FGSM4, ε = 4/255``."""
@@ -165,9 +169,11 @@ def last_of_cascade(columns: Sequence[Column], split: Split) -> Column | None:
 
 
 def threat_notes(threat: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> list[str]:
-    """Return what to say about a threat: its norm unless that is the usual one's, its ε, and odd units."""
+    """Return what to say about a threat: its norm unless that is the usual one's, its ε, odd units, a surrogate."""
     norm = [] if usual is not None and threat["norm"] == usual["norm"] else [str(threat["norm"])]
-    return [*norm, f"ε = {pixels(threat['epsilon'])}", *(["normalised units"] if threat.get(LEGACY_BUDGET) else [])]
+    units = ["normalised units"] if threat.get(LEGACY_BUDGET) else []
+    surrogate = [f"made on the {threat[SURROGATE]}"] if threat.get(SURROGATE) else []
+    return [*norm, f"ε = {pixels(threat['epsilon'])}", *units, *surrogate]
 
 
 def pixels(epsilon: float) -> str:

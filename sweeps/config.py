@@ -6,6 +6,7 @@ all problems come in one ConfigError with file, line, path and what is allowed. 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -29,17 +30,22 @@ from sweeps.sections import (
     DEFAULT_TRIALS,
     AttackPlan,
     FailuresSection,
+    GivenParent,
     LedgerSection,
     MethodEntry,
+    ParentEntry,
     ResourcesSection,
     SearchSection,
     Stage,
     TestPlan,
     TrackingSection,
+    TrainedParent,
 )
+from sweeps.trained_parents import Parent, number_parents
 from sweeps.yaml_source import Source, apply_overrides, read_document
 from trainables.attack import Threat
-from trainables.config import DataConfig, ModelConfig, MonitorConfig, TrainingConfig, TrialConfig
+from trainables.config import DataConfig, ModelConfig, MonitorConfig, StartFrom, TrainingConfig, TrialConfig
+from trainables.parent import sha256_of
 from trainables.registry import find, names
 
 
@@ -54,6 +60,7 @@ class SweepConfig:
     data: DataConfig
     training: Space[TrainingConfig]
     methods: tuple[MethodEntry, ...]
+    parents: tuple[ParentEntry, ...]
     objectives: tuple[str, ...]
     attacks: AttackPlan | None
     """None only if the document has no section attacks, and then robust_acc is no objective."""
@@ -70,17 +77,51 @@ class SweepConfig:
         """Return a complete configuration, its searched fields drawn from an Optuna trial.
 
         Names: ``method``, if there are several; ``model.depth``, ``training.epochs``; ``jasmin.k``, or
-        ``jasmin+adversarial/jasmin.k`` where methods are stacked.
+        ``jasmin+adversarial/jasmin.k`` where methods are stacked, ``safer@robust/safer.rho`` where there is a parent.
         """
         entry = self._choose_method(trial)
+        return self._complete(
+            entry,
+            self.model.suggest(trial, "model"),
+            self.training.suggest(trial, "training"),
+            {name: space.suggest(trial, entry.prefix(name)) for name, space in entry.spaces.items()},
+        )
+
+    def at_defaults(self, entry: MethodEntry) -> TrialConfig:
+        """Return the configuration of a method entry with each searched field at its default."""
+        methods = {name: space.at_defaults() for name, space in entry.spaces.items()}
+        return self._complete(entry, self.model.at_defaults(), self.training.at_defaults(), methods)
+
+    @cached_property
+    def trained_parents(self) -> tuple[Parent, ...]:
+        """The parents that the sweep trains, each configuration once."""
+        trained = [parent for parent in self.parents if isinstance(parent, TrainedParent)]
+        configs = [(parent.name, self._parent_config(parent)) for parent in trained]
+        return number_parents(configs, self.search.seed)
+
+    def parent(self, name: str) -> Parent | GivenParent:
+        """Return the parent of that name, which must be there."""
+        given = [parent for parent in self.parents if isinstance(parent, GivenParent) and parent.name == name]
+        return given[0] if given else next(parent for parent in self.trained_parents if name in parent.names)
+
+    def _parent_config(self, parent: TrainedParent) -> TrialConfig:
+        methods = {name: space.at_defaults() for name, space in parent.entry.spaces.items()}
+        return self._complete(parent.entry, self.model.at_defaults(), parent.training, methods)
+
+    def _complete(
+        self, entry: MethodEntry, model: ModelConfig, training: TrainingConfig, methods: dict[str, Any]
+    ) -> TrialConfig:
+        parent = None if entry.start_from is None else self.parent(entry.start_from)
+        identity = parent.sha256 if isinstance(parent, GivenParent) else parent and parent.digest
         return TrialConfig(
-            model=self.model.suggest(trial, "model"),
+            model=model,
             data=self.data,
-            training=self.training.suggest(trial, "training"),
-            methods={name: space.suggest(trial, entry.prefix(name)) for name, space in entry.spaces.items()},
+            training=training,
+            methods=methods,
             monitor=self.monitor,
             threads=self.resources.threads,
             plugins=self.plugins,
+            start_from=StartFrom(name=entry.start_from, identity=identity) if entry.start_from and identity else None,
         )
 
     @property
@@ -119,6 +160,7 @@ class SweepConfig:
             "model": self.model.plain(),
             "data": self.data.plain(),
             "training": self.training.plain(),
+            "parents": {parent.name: parent.plain() for parent in self.parents},
             "methods": [entry.plain() for entry in self.methods],
             "objectives": list(self.objectives),
             "attacks": self.attacks and self.attacks.as_written(),
@@ -136,6 +178,7 @@ class SweepConfig:
             "search": {"trials": self.trials, "replicates": self.search.replicates},
             "attacks": self.attacks and self.attacks.adjustable(),
             "resources": {name: value for name, value in self.resources.plain().items() if name != "cpus"},
+            "parents": {p.name: {"checkpoint": str(p.checkpoint)} for p in self.parents if isinstance(p, GivenParent)},
             **{name: section.plain() for name, section in whole.items() if isinstance(section, Config)},
         }
 
@@ -158,8 +201,8 @@ def read_sweep(file: Path, overrides: Sequence[str] = (), scale: Scale | None = 
         scale: shrinks the file's document before the overrides change it.
     Raises:  ConfigError with every problem of the file and the overrides.
 
-    Relative paths (data.path, data.root, model.weights, plugins) are relative to the working directory, and absolute
-    from here on: a sweep may be resumed from elsewhere.
+    Relative paths (data.path, data.root, model.weights, the parents' checkpoints, plugins) are relative to the working
+    directory, and absolute from here on: a sweep may be resumed from elsewhere.
     """
     document, source = read_document(file)
     chosen = [text for text in overrides if text.startswith("attacks.plan=")]
@@ -169,7 +212,7 @@ def read_sweep(file: Path, overrides: Sequence[str] = (), scale: Scale | None = 
         document = shrink(document, scale, file.stem)
     document, source = apply_overrides(document, source, overrides)
     document = _with_ready_made_plan(document)
-    return _build(with_absolute_paths(document), source)
+    return _build(with_digests(with_absolute_paths(document)), source)
 
 
 def parse_sweep(document: Mapping[str, Any], source: str = "") -> SweepConfig:
@@ -181,7 +224,7 @@ def parse_sweep(document: Mapping[str, Any], source: str = "") -> SweepConfig:
         plain = json.loads(json.dumps(document, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ConfigError([Problem((), f"not plain data: {error}.", source=source)]) from error
-    return _build(_with_ready_made_plan(plain), Source(source))
+    return _build(with_digests(_with_ready_made_plan(plain)), Source(source))
 
 
 def _with_ready_made_plan(document: dict[str, Any]) -> dict[str, Any]:
@@ -198,9 +241,29 @@ def with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
         fields = made.get(section)
         if isinstance(fields, dict) and isinstance(fields.get(key), str):
             made[section] = {**fields, key: os.path.abspath(fields[key])}
+    for name, parent in _checkpoints(document):
+        made["parents"] = {**made["parents"], name: {**parent, "checkpoint": os.path.abspath(parent["checkpoint"])}}
     if isinstance(document.get("plugins"), list):
         made["plugins"] = [os.path.abspath(p) if isinstance(p, str) else p for p in document["plugins"]]
     return made
+
+
+def with_digests(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document with the SHA-256 of every checkpoint that is a parent: its bytes must not change later."""
+    made = dict(document)
+    for name, parent in _checkpoints(document):
+        if parent.get("sha256") is None:
+            with contextlib.suppress(OSError):  # which reading the section says with its line
+                digest = sha256_of(Path(parent["checkpoint"]))
+                made["parents"] = {**made["parents"], name: {**parent, "sha256": digest}}
+    return made
+
+
+def _checkpoints(document: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return (name, section) of each parent that names a checkpoint, as far as the document is well-formed."""
+    section = document.get("parents")
+    parents = section.items() if isinstance(section, dict) else ()
+    return [(name, p) for name, p in parents if isinstance(p, dict) and isinstance(p.get("checkpoint"), str)]
 
 
 def _default_root(dataset: Any) -> dict[str, str]:
@@ -231,6 +294,7 @@ def _assemble(document: dict[str, Any], parsed: Sections) -> SweepConfig:
         data=parsed.data,
         training=parsed.training,
         methods=tuple(parsed.methods),
+        parents=tuple(parsed.parents.values()),
         objectives=general.objectives,
         attacks=parsed.attacks,
         monitor=_resolve(general.monitor, parsed.attacks),

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from search_spaces.errors import ObjectiveMissing, StorageError
 from search_spaces.faults import reach
 from search_spaces.storage import storage_problem
-from sweeps.cascade import Standing, Target, is_through, next_target, stage_job
+from sweeps.cascade import Standing, Target, next_target
 from sweeps.evaluation import EvaluationPool
-from sweeps.failures import after_failure, after_stage_failure
+from sweeps.failures import after_failure
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
-from sweeps.records import LAUNCHED, PlannedStage, StageRecord, State
+from sweeps.parent_life import ParentLife
+from sweeps.parents import called
+from sweeps.records import LAUNCHED, State, TrialRecord
 from sweeps.requests import Granted, Request, grant_waiting
-from sweeps.stage_job import StageJob, StageOutcome, started
+from sweeps.stage_job import StageJob, StageOutcome
+from sweeps.stage_life import adopt, is_last_of_column, start, try_again
 from sweeps.study import SearchStudy
 from trainables.tune import Report, TrainingJob, write_token
 
@@ -46,13 +49,14 @@ class Kept:
     failed: int
     to_go: int
     stopped: int = 0
+    parents: tuple[tuple[str, int], ...] = ()
+    """(name, epochs done) of the parents whose training goes on."""
 
     def sentence(self) -> str:
         """Say it: "7 finished kept, trial 8 continues after epoch 4, 4 to go"."""
         parts = [f"{self.finished} finished kept"]
-        parts += [
-            f"trial {n} continues after epoch {e}" if e else f"trial {n} starts again" for n, e in self.continuing
-        ]
+        goes_on = [(f"parent {name}", e) for name, e in self.parents] + [(f"trial {n}", e) for n, e in self.continuing]
+        parts += [f"{who} continues after epoch {e}" if e else f"{who} starts again" for who, e in goes_on]
         if self.to_evaluate:
             parts.append(f"{self.to_evaluate} trained, to be evaluated")
         if self.stopped:
@@ -76,16 +80,17 @@ class Coordinator:
         self._say = say
         self._sweep = ledger.sweep()
         self._planned = [stage for stage in self._sweep.planned_stages if stage.plan == LAUNCHED]
-        trials = ledger.trials()
+        trials, parents = ledger.trials(), ledger.parents()
+        self.parents = ParentLife(config, ledger, folder)
         self.study = SearchStudy(config, trials, ledger.stages(), ledger.prior())
         self.pause_asked = False
         """Whether another terminal has asked this driver to pause."""
         self._asked_at = float("-inf")
         self._proposed = len(trials)
-        self._to_train = deque(t.number for t in trials if t.state in (State.PROPOSED, State.TRAINING))
+        self._to_train = deque(t.number for t in (*parents, *trials) if t.state in (State.PROPOSED, State.TRAINING))
         self._to_judge = deque(t.number for t in trials if t.state in (State.TRAINED, State.EVALUATING))
         self._training: dict[int, str] = {}
-        self._shares = {t.number: t.share for t in trials if t.number in self._to_train}
+        self._shares = {t.number: t.share for t in (*parents, *trials) if t.number in self._to_train}
         """How many times the configured share each waiting or running training gets, where it is not once."""
         self._not_before: dict[int, float] = {}
         """When a training that has failed may start again, by the clock that never goes back."""
@@ -98,6 +103,7 @@ class Coordinator:
             failed=sum(t.state is State.FAILED for t in trials),
             to_go=self._sweep.requested - len(trials),
             stopped=sum(t.state is State.STOPPED for t in trials),
+            parents=tuple((p.label, p.epochs) for p in parents if p.number in self._to_train),
         )
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -109,13 +115,15 @@ class Coordinator:
 
     @property
     def training_numbers(self) -> tuple[int, ...]:
-        """The trials whose training is running now."""
+        """The trials and parents whose training is running now."""
         return tuple(self._training)
 
     @property
     def training_waiting(self) -> tuple[int, ...]:
-        """The trials whose training is still to start; of those that are not proposed yet the first."""
-        return (*self._to_train, *([self._proposed] if self._proposed < self._sweep.requested else []))
+        """The trainings that are still to start, by number; of the trials that are not proposed yet the first."""
+        parents = [parent.number for parent in self.parents.unproposed]
+        trials = [self._proposed] if self._proposed < self._sweep.requested else []
+        return (*parents, *self._to_train, *trials)
 
     @property
     def training_count(self) -> int:
@@ -125,13 +133,24 @@ class Coordinator:
     @property
     def next_share(self) -> float:
         """The share that the next trainings get, a multiple of the configured one: the smallest that any asks for."""
-        waiting = [self._share_of(number) for number in self._to_train]
-        return 1.0 if self._proposed < self._sweep.requested else min(waiting, default=1.0)
+        waiting = [self._share_of(number) for number in self._startable]
+        return 1.0 if self._may_propose else min(waiting, default=1.0)
 
     def is_needed_at(self, share: float) -> bool:
         """Return whether a training with this share runs, waits, or has yet to be proposed."""
-        known = any(self._share_of(number) == share for number in (*self._training, *self._to_train))
-        return known or (share == 1.0 and self._proposed < self._sweep.requested)
+        known = any(self._share_of(number) == share for number in (*self._training, *self._startable))
+        return known or (share == 1.0 and self._may_propose)
+
+    @property
+    def _startable(self) -> list[int]:
+        """The trainings in the ledger that may start, which are those of parents as long as one is pending."""
+        return [number for number in self._to_train if number < 0 or not self.parents.are_pending]
+
+    @property
+    def _may_propose(self) -> bool:
+        """Whether a parent, or when all of them are trained a trial, is to be proposed."""
+        is_next = not self.parents.are_pending and self._proposed < self._sweep.requested
+        return bool(self.parents.unproposed) or is_next
 
     def is_current(self, number: int, token: str) -> bool:
         """Return whether an attempt is still wanted: neither failed, nor stopped, nor replaced."""
@@ -143,31 +162,36 @@ class Coordinator:
     def next_training(self, share: float = 1.0) -> TrainingJob | None:
         """Return the next training with this share, committed as started; None if none may start at the moment."""
         now = time.monotonic()
-        for number in self._to_train:
+        for number in self._startable:
             if self._share_of(number) == share and self._not_before.get(number, now) <= now:
                 self._to_train.remove(number)
                 return self._start(number)
-        if share == 1.0 and self._proposed < self._sweep.requested:
-            number = self._proposed
-            in_configuration = self.config.known_params(number) is not None
-            known = None if in_configuration else self.ledger.next_known()
-            proposal = self.study.propose(number, None if known is None else known.params)
-            reach("propose.commit")
-            self.ledger.propose(
-                number,
-                proposal.config.label,
-                proposal.config.plain(),
-                proposal.params,
-                proposal.distributions,
-                proposal.seed,
-                known=None if known is None else known.position,
-            )
-            self._proposed += 1
-            return self._start(number)
-        return None
+        if share != 1.0 or not self._may_propose:
+            return None
+        return self._start(self.parents.propose() if self.parents.unproposed else self._propose())
+
+    def _propose(self) -> int:
+        """Draw and commit the next trial; returns its number."""
+        number = self._proposed
+        in_configuration = self.config.known_params(number) is not None
+        known = None if in_configuration else self.ledger.next_known()
+        proposal = self.study.propose(number, None if known is None else known.params)
+        reach("propose.commit")
+        self.ledger.propose(
+            number,
+            proposal.config.label,
+            proposal.config.plain(),
+            proposal.params,
+            proposal.distributions,
+            proposal.seed,
+            known=None if known is None else known.position,
+        )
+        self._proposed += 1
+        return number
 
     def _start(self, number: int) -> TrainingJob:
         trial = self.ledger.trial(number)
+        parent = self.parents.file_of(trial)
         attempt = self.ledger.start_training(number)
         token = f"{self.ledger.owner}/{attempt}"
         folder = self.folder.trial(number)
@@ -175,7 +199,7 @@ class Coordinator:
         self.ledger.check_lease()  # a driver that slept here must not start what another has started since
         reach("train.start")
         self._training[number] = token
-        return TrainingJob(number, dict(trial.config), trial.seed, str(folder), token)
+        return TrainingJob(number, dict(trial.config), trial.seed, str(folder), token, parent)
 
     def take_report(self, report: Report, token: str) -> None:
         """Commit what a training reports: an epoch, its end, or its failure. A stale attempt's report is dropped."""
@@ -183,9 +207,11 @@ class Coordinator:
         if self._training.get(number) != token:
             return
         if report.status == "superseded":
-            raise RuntimeError(f"trial {number}: another driver writes in this sweep's folder. {report.error}")
+            raise RuntimeError(f"{self._called(number)}: another driver writes in this sweep's folder. {report.error}")
         if report.status == "failed" and report.kind == "storage":
-            raise StorageError(f"trial {number} cannot write: {storage_problem(report.error)}.")
+            raise StorageError(f"{self._called(number)} cannot write: {storage_problem(report.error)}.")
+        if report.status == "failed" and report.kind == "parent":
+            raise self.parents.lose(self.ledger.trial(number), report.error)
         if report.status == "failed":
             if len(report.history) > self.ledger.trial(number).epochs:  # a kill came between checkpoint and ledger
                 self.ledger.record_epochs(number, report.history)
@@ -195,16 +221,24 @@ class Coordinator:
         self.ledger.record_epochs(number, report.history)
         if report.status == "trained":
             if report.clean_acc is None or report.weights_digest is None:
-                raise ObjectiveMissing(f"trial {number} says that it is trained and has no clean accuracy.")
+                raise ObjectiveMissing(f"{self._called(number)} says that it is trained and has no clean accuracy.")
             del self._training[number]
             reach("trained.commit")
             self.ledger.finish_training(number, report.clean_acc, report.weights_digest, report.seconds)
-            label = self.ledger.trial(number).label
-            self._say(f"trial {number} ({label}) trained: clean {report.clean_acc:.3f}")
-            self._to_judge.append(number)
+            self._say(f"{_described(self.ledger.trial(number))} trained: clean {report.clean_acc:.3f}")
+            if number < 0:
+                self.parents.note_trained(number)
+            else:
+                self._to_judge.append(number)
+
+    def _called(self, number: int) -> str:
+        return called(self.ledger.trial(number))
 
     def training_failed(self, number: int, kind: str, error: str) -> None:
-        """Commit a failed attempt; the trial goes on from its last checkpoint if the policy allows, or has failed."""
+        """Commit a failed attempt; the trial goes on from its last checkpoint if the policy allows, or has failed.
+
+        Raises: ParentError if it was a parent's last one, because no trial can start then.
+        """
         if self._training.pop(number, None) is None:
             return
         trial = self.ledger.trial(number)
@@ -213,12 +247,14 @@ class Coordinator:
             self.ledger.note_failure(number, kind, error, again.share)
             how = f" in {again.pause_s:g} s" if again.pause_s else ""
             how += f" with {again.share:g} times the share" if again.share != trial.share else ""
-            self._say(f"trial {number} ({trial.label}) failed ({kind}) and is tried again{how}")
+            self._say(f"{_described(trial)} failed ({kind}) and is tried again{how}")
             self._not_before[number] = time.monotonic() + again.pause_s
             self._shares[number] = again.share
             self._to_train.append(number)
             return
         self.ledger.fail(number, kind, error)
+        if number < 0:
+            raise self.parents.failure(number)
         self.study.tell(self.ledger.trial(number))
         self._say(f"trial {number} ({trial.label}) failed: {kind}. `logs {self._sweep.name} {number}` says why")
 
@@ -271,15 +307,7 @@ class Coordinator:
 
     def _judge(self, target: Target) -> None:
         assert self.pool is not None
-        trial, stages = self.ledger.trial(target.number), self.ledger.stages(target.number)
-        before = next((s for s in stages if (s.split, s.position) == (target.stage.split, target.stage.position)), None)
-        if before is not None and before.batch_size is not None:
-            target = target._replace(stage=replace(target.stage, batch_size=before.batch_size))
-        job = stage_job(target, trial, stages, self.folder, self._sweep.data_digest)
-        record = started(job, time.time())
-        if before is not None:
-            record = replace(record, tries=before.tries, batch_size=before.batch_size)
-        self.ledger.start_stage(record)
+        job = start(self.ledger, target, self.folder, self._sweep.data_digest)
         reach("stage.start")
         self.pool.submit(job)
 
@@ -287,7 +315,9 @@ class Coordinator:
         reach("stage.adopt")
         stage = job.stage
         is_objective = stage.split == "validation" and stage.position == 0
-        if isinstance(outcome, str) and self._tries_again(job, outcome, is_objective):
+        if isinstance(outcome, str) and try_again(self.ledger, job, outcome, self.config.failures, self._say):
+            if is_objective:
+                self._to_judge.append(job.number)
             return
         adopt(self.ledger, self._planned, job, outcome)
         if is_objective:
@@ -297,20 +327,6 @@ class Coordinator:
         elif is_last_of_column(self._planned, stage):
             left = f"{outcome.record.accuracy:.3f} stand after {stage.column} on {stage.split} images"
             self._say(f"trial {job.number}: {left}")
-
-    def _tries_again(self, job: StageJob, error: str, is_objective: bool) -> bool:
-        """Count a failed stage and leave it to be tried again, if the policy allows; returns whether it does."""
-        stages = self.ledger.stages(job.number)
-        record = next(s for s in stages if (s.split, s.position) == (job.stage.split, job.stage.position))
-        again = after_stage_failure(error, record.tries, job.stage.batch_size, self.config.failures)
-        if again is None:
-            return False
-        self.ledger.note_stage_failure(record, error, again.batch_size)
-        size = f" with batches of {again.batch_size}" if again.batch_size != job.stage.batch_size else ""
-        self._say(f"trial {job.number}: {job.stage.label} on {job.stage.split} images is tried again{size}")
-        if is_objective:
-            self._to_judge.append(job.number)
-        return True
 
     # -- what other terminals ask for ---------------------------------------------------------------------------------
 
@@ -349,6 +365,8 @@ class Coordinator:
 
     def _open_again(self, number: int) -> None:
         trial = self.ledger.trial(number)
+        if number < 0:
+            self.parents.note_open(number)
         if trial.state is State.PROPOSED:
             self._shares[number] = trial.share
             self._to_train.append(number)
@@ -370,21 +388,6 @@ class Coordinator:
             self._say(f"trial {number} ({trial.label}) finished: {clean}  [{count} of {self._sweep.requested}]")
 
 
-def is_last_of_column(planned: Sequence[PlannedStage], stage: PlannedStage) -> bool:
-    """Return whether a stage is the last part of its attack. Args: planned: all stages of its plan."""
-    return stage.position == max(s.position for s in planned if (s.split, s.column) == (stage.split, stage.column))
-
-
-def adopt(
-    ledger: Ledger, planned: Sequence[PlannedStage], job: StageJob, outcome: StageOutcome | str
-) -> StageRecord | None:
-    """Commit how a stage ended; returns its record, None if it failed. Args: planned: all stages of its plan."""
-    if isinstance(outcome, str):
-        ledger.fail_stage(started(job, time.time()), outcome)
-        return None
-    record = outcome.record
-    chain = [s for s in planned if s.split == record.split and s.cumulative]
-    had = [s for s in ledger.stages(record.number) if (s.plan, s.split) == (record.plan, record.split)]
-    exact = record.cumulative and is_through(chain, [*had, record])
-    ledger.finish_stage(record, exact=exact, split_clean_acc=outcome.split_clean_acc)
-    return record
+def _described(record: TrialRecord) -> str:
+    """Return "trial 7 (jasmin)", or "parent robust"."""
+    return f"{called(record)} ({record.label})" if record.number >= 0 else called(record)

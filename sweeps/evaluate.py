@@ -6,6 +6,7 @@ report, compare, verify, MLflow) it can do too.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +18,8 @@ from rich.console import Console
 from cluster.connect import connect, prepare_environment
 from search_spaces.errors import ConfigError, Problem, SweepError, SweepExists
 from sweeps.attack_plan import fill_in, planned_stages, ready_made
-from sweeps.cascade import Target, is_through, stage_job
+from sweeps.cascade import Target, is_through
 from sweeps.config import AttackPlan, SweepConfig, parse_sweep, with_absolute_paths
-from sweeps.coordinator import adopt, is_last_of_column
 from sweeps.evaluation import EvaluationPool
 from sweeps.folder import NAME_PATTERN, NAME_RULE, SweepFolder
 from sweeps.halt import Halt
@@ -29,7 +29,9 @@ from sweeps.reading import read_attacks
 from sweeps.records import IMPORTED, LAUNCHED, PlannedStage, Split, State, TrialRecord
 from sweeps.rules import attack_problems
 from sweeps.runner import POLL_S, create_ledger, handled_signals, load_data
-from sweeps.stage_job import StageJob, StageOutcome, started
+from sweeps.sections import FailuresSection
+from sweeps.stage_job import StageJob, StageOutcome
+from sweeps.stage_life import adopt, is_last_of_column, start, try_again
 from sweeps.summary import front_of
 from sweeps.yaml_source import Source, apply_overrides, read_document
 
@@ -164,10 +166,13 @@ class _Work:
         ours = not ray.is_initialized()
         shares = connect(address, config.resources.shares, self.folder.log)
         try:
-            pool = EvaluationPool(shares, list(dict.fromkeys(stage.attack for stage in self.stages)))
+            attacks = list(dict.fromkeys(stage.attack for stage in self.stages))
+            pool = EvaluationPool(
+                shares, attacks, config.failures.hang_after_s, self.folder.scratch / (self.ledger.owner or "")
+            )
             pool.use_everything()
             while not self.halt:
-                self._adopt(pool.done())
+                self._adopt(pool.done(), config.failures)
                 while pool.free and (target := self._next(pool.running)) is not None:
                     self._submit(pool, target)
                 if not pool.busy:
@@ -178,6 +183,7 @@ class _Work:
         finally:
             if ours:
                 ray.shutdown()
+            shutil.rmtree(self.folder.scratch, ignore_errors=True)
         if self.halt.error:
             raise SweepError(self.halt.error)
         return self._added()
@@ -206,24 +212,26 @@ class _Work:
         return None
 
     def _submit(self, pool: EvaluationPool, target: Target) -> None:
-        trial, stages = self.ledger.trial(target.number), self.ledger.stages(target.number)
-        job = stage_job(target, trial, stages, self.folder, self.ledger.sweep().data_digest)
-        self.ledger.start_stage(started(job, time.time()))
-        pool.submit(job)
+        pool.submit(start(self.ledger, target, self.folder, self.ledger.sweep().data_digest))
 
-    def _adopt(self, ended: Sequence[tuple[StageJob, StageOutcome | str]]) -> None:
+    def _adopt(self, ended: Sequence[tuple[StageJob, StageOutcome | str]], failures: FailuresSection) -> None:
         for job, outcome in ended:
+            if isinstance(outcome, str) and try_again(self.ledger, job, outcome, failures, self._say):
+                continue
             record = adopt(self.ledger, self.stages, job, outcome)
             what = f"trial {job.number}: {job.stage.label} on {job.stage.split} images"
             if record is None or isinstance(outcome, str):
                 self._failed.add((job.number, job.stage.split, job.stage.position))
-                self.console.print(f"{what} failed. `report` says why", markup=False, highlight=False)
+                self._say(f"{what} failed. `report` says why")
                 continue
             self.judged += outcome.judged
             if is_last_of_column(self.stages, job.stage) or not record.survivors:
                 what = f"trial {job.number}: {job.stage.column} on {job.stage.split} images"
                 stand = f"{record.survivors} of {record.images} stand"
-                self.console.print(f"{what}: {stand}", markup=False, highlight=False)
+                self._say(f"{what}: {stand}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False)
 
 
 def checkpoint_document(

@@ -2,7 +2,8 @@
 
 A stage is cut into shards by images, one Ray task each. The shards of first stages come before all others, because the
 search waits for them; a shard that runs is never stopped for another, so that what came first ends first among equals.
-A task that is lost with its worker runs again and finds what it had judged in the store.
+A shard that is lost with its worker runs again and finds what it had judged in the store. One that has given no sign of
+life for `failures.hang_after_s` is ended with its worker, and its stage has failed as a hang.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ import itertools
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from cluster.resources import Shares
-from search_spaces.errors import StorageError, SweepError
+from search_spaces.errors import AttackHung, StorageError, SweepError
 from search_spaces.imports import quick_imports
 from search_spaces.storage import storage_problem
+from sweeps.pulse import Pulse, count_beats, heard, is_silent
 from sweeps.stage_job import ShardResult, StageJob, StageOutcome, assemble, judge_shard
 
 LOST_WORKERS = 3
 """How often a shard whose worker died is started again before its stage has failed (our choice)."""
+LISTEN_S = 0.5
+"""Between two looks at the signs of life."""
 
 
 def warm_up(attacks: Sequence[str]) -> None:
@@ -49,11 +54,47 @@ class _Running:
     error: str | None = None
 
 
+@dataclass(frozen=True, order=True)
+class _Shard:
+    """A part of a stage that has not started, in the order in which such parts do."""
+
+    priority: int
+    order: int
+    stage: int
+    """Key of its stage."""
+    shard: int
+    shards: int
+    lost: int = 0
+    """Workers that have died with it."""
+
+
+@dataclass
+class _Task:
+    """A shard that Ray has been given."""
+
+    part: _Shard
+    place: Path | None
+    """Where it gives signs of life."""
+    pulse: Pulse = field(default_factory=Pulse)
+
+
 class EvaluationPool:
     """Runs stages. While trials train it keeps to its reserved share; `use_everything` lifts that."""
 
-    def __init__(self, shares: Shares, attacks: Sequence[str] = ()) -> None:
-        """Args: attacks: keys of those to expect; the workers import them while the first trials train."""
+    def __init__(
+        self,
+        shares: Shares,
+        attacks: Sequence[str] = (),
+        hang_after_s: float | None = None,
+        scratch: Path = Path(),
+    ) -> None:
+        """Reserve the share and start its workers.
+
+        Args:
+            attacks: keys of those to expect; the workers import them while the first trials train.
+            hang_after_s: how long a shard that has begun may judge nothing; None is for ever.
+            scratch: folder for the signs of life, which all nodes see.
+        """
         import ray
         from ray.util.placement_group import placement_group
 
@@ -64,9 +105,14 @@ class EvaluationPool:
         self._packed = PACKED_BATCHES
         self._stages: dict[int, _Running] = {}
         self._keys = itertools.count()
-        self._waiting: list[tuple[int, int, int, int, int]] = []
-        """A heap of (priority, order, key of the stage, shard, shards)."""
-        self._tasks: dict[Any, int] = {}
+        self._waiting: list[_Shard] = []
+        """A heap."""
+        self._tasks: dict[Any, _Task] = {}
+        self._hang_after_s = hang_after_s
+        self._pulses = scratch / "pulses"
+        self._listened_at = float("-inf")
+        if hang_after_s is not None:
+            self._pulses.mkdir(parents=True, exist_ok=True)
         bundle = {"CPU": shares.evaluation_cpus, "GPU": shares.evaluation_gpus}
         bundle = {name: amount for name, amount in bundle.items() if amount}
         self._group: Any = placement_group([bundle] * self.capacity, strategy="SPREAD")
@@ -85,7 +131,7 @@ class EvaluationPool:
     @property
     def takes_first_stages(self) -> bool:
         """Whether a first stage would be the next to start: none waits already; whatever else waits stands behind."""
-        return not self._waiting or self._waiting[0][0] > 0
+        return not self._waiting or self._waiting[0].priority > 0
 
     @property
     def busy(self) -> bool:
@@ -102,7 +148,7 @@ class EvaluationPool:
         key = next(self._keys)
         self._stages[key] = _Running(job, time.time(), missing=shards)
         for shard in range(shards):
-            heapq.heappush(self._waiting, (priority(job), next(self._keys), key, shard, shards))
+            heapq.heappush(self._waiting, _Shard(priority(job), next(self._keys), key, shard, shards))
         self._start()
 
     def done(self) -> list[tuple[StageJob, StageOutcome | str]]:
@@ -112,16 +158,8 @@ class EvaluationPool:
         tasks = list(self._tasks)
         ready, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0) if tasks else ([], [])
         for reference in ready:
-            stage = self._stages.get(self._tasks.pop(reference))
-            if stage is None:  # forgotten meanwhile
-                continue
-            stage.missing -= 1
-            try:
-                stage.results.append(ray.get(reference))
-            except Exception as error:  # the evaluation's boundary: whatever it was becomes a recorded failure
-                if problem := storage_problem(error):  # but this is nobody's: the driver stops
-                    raise StorageError(f"an attack on trial {stage.job.number} cannot write: {problem}.") from error
-                stage.error = stage.error or traceback.format_exc()
+            self._take(reference)
+        self._end_what_hangs()
         ended = []
         for key, stage in list(self._stages.items()):
             if stage.error is not None:  # its other shards may end, and are in the store for another try
@@ -132,6 +170,44 @@ class EvaluationPool:
                 ended.append((stage.job, outcome))
         self._start()
         return ended
+
+    def _take(self, reference: Any) -> None:
+        """Take what a task that has ended came to."""
+        import ray
+
+        part = self._tasks.pop(reference).part
+        stage = self._stages.get(part.stage)
+        if stage is None:  # forgotten meanwhile
+            return
+        try:
+            stage.results.append(ray.get(reference))
+        except Exception as error:  # the evaluation's boundary: whatever it was becomes a recorded failure
+            if problem := storage_problem(error):  # but this is nobody's: the driver stops
+                raise StorageError(f"an attack on trial {stage.job.number} cannot write: {problem}.") from error
+            if stage.error is None and part.lost < LOST_WORKERS and is_lost(error):
+                heapq.heappush(self._waiting, replace(part, lost=part.lost + 1))
+                return
+            stage.error = stage.error or traceback.format_exc()
+        stage.missing -= 1
+
+    def _end_what_hangs(self) -> None:
+        """End the shards that have been silent for too long, with their workers; their stages have failed."""
+        import ray
+
+        now = time.monotonic()
+        if self._hang_after_s is None or now - self._listened_at < LISTEN_S:
+            return
+        self._listened_at = now
+        for reference, task in list(self._tasks.items()):
+            task.pulse = heard(task.pulse, count_beats(task.place) if task.place else 0, now)
+            if not is_silent(task.pulse, now, self._hang_after_s):
+                continue
+            del self._tasks[reference]
+            ray.cancel(reference, force=True)
+            stage = self._stages.get(task.part.stage)
+            if stage is not None:
+                stage.missing -= 1
+                stage.error = stage.error or hang_error(stage.job, now - task.pulse.heard_at, self._hang_after_s)
 
     def use_everything(self) -> None:
         """Training is over: run as many shards at once as fit where the trials were."""
@@ -163,13 +239,16 @@ class EvaluationPool:
         import ray
 
         while self._waiting and len(self._tasks) < self.capacity:
-            _, _, key, shard, shards = heapq.heappop(self._waiting)
-            task = ray.remote(max_retries=LOST_WORKERS, **self._options())(judge_shard)
-            self._tasks[task.remote(self._stages[key].job, shard, shards)] = key
+            part = heapq.heappop(self._waiting)
+            place = None if self._hang_after_s is None else self._pulses / str(next(self._keys))
+            # Ray's own retries would leave open whether a silent shard runs or waits for another worker
+            task = ray.remote(max_retries=0, **self._options())(judge_shard)
+            reference = task.remote(self._stages[part.stage].job, part.shard, part.shards, place)
+            self._tasks[reference] = _Task(part, place)
 
     def _drop(self, key: int) -> int:
         """Forget the shards of a stage that have not started; returns how many they were."""
-        kept = [entry for entry in self._waiting if entry[2] != key]
+        kept = [part for part in self._waiting if part.stage != key]
         dropped = len(self._waiting) - len(kept)
         heapq.heapify(kept)
         self._waiting = kept
@@ -191,3 +270,19 @@ def priority(job: StageJob) -> int:
     if stage.split == "validation" and stage.cumulative:
         return 0 if stage.position == 0 else 1
     return 2
+
+
+def is_lost(error: Exception) -> bool:
+    """Return whether a task ended by its worker's or its node's death, and not by what it did or by its memory."""
+    from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError | OutOfMemoryError)
+
+
+def hang_error(job: StageJob, silent_s: float, hang_after_s: float) -> str:
+    """Say which stage has hung; the name of the error tells its kind."""
+    what = f"{job.stage.label} on {job.stage.split} images of trial {job.number}"
+    return (
+        f"{AttackHung.__name__}: {what} judged nothing for {silent_s:.0f} s (failures.hang_after_s: {hang_after_s:g}); "
+        "its worker was ended. What had been judged before is stored."
+    )

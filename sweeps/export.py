@@ -13,6 +13,7 @@ from search_spaces.errors import SweepError
 from sweeps.columns import Cell, Column
 from sweeps.costs import Cost
 from sweeps.ledger import Ledger
+from sweeps.parents import children_of, names_of, parent_of
 from sweeps.records import TrialRecord
 from sweeps.snapshot import Snapshot, flatten, last_line
 from sweeps.summary import public_trial, robust_interval, sweep_state
@@ -36,6 +37,7 @@ def export_json(ledger: Ledger) -> dict[str, Any]:
             "requested": sweep.requested,
             "objectives": list(sweep.objectives),
             "planned_stages": [asdict(stage) | {"passes": _list(stage.passes)} for stage in sweep.planned_stages],
+            "parents": [_parent(snapshot, p) for p in snapshot.parents],
             "front": [t.number for t in snapshot.front],
             "front_settled": snapshot.is_settled(),
             "cost": {**cost.public(), "share": cost.share},
@@ -53,11 +55,28 @@ def _trial(snapshot: Snapshot, trial: TrialRecord) -> dict[str, Any]:
     mismatches, attacked = count_mismatches(stages)
     return {
         **public_trial(trial, stages),
+        "parent": parent_of(trial),
+        "parent_seconds": snapshot.parent_seconds.get(trial.number),
         "test_exact": snapshot.is_test_exact(trial),
         "columns": [_column(c, cell) for c, cell in zip(snapshot.columns, snapshot.cells(trial), strict=True)],
         "flags": [flag._asdict() for flag in snapshot.flags.get(trial.number, ())],
         "mismatches": {"images": mismatches, "attacked": attacked},
         "cost": snapshot.costs[trial.number].public(),
+    }
+
+
+def _parent(snapshot: Snapshot, parent: TrialRecord) -> dict[str, Any]:
+    return {
+        "names": names_of(parent),
+        "state": str(parent.state),
+        "config": dict(parent.config),
+        "seed": parent.seed,
+        "epochs": parent.epochs,
+        "train_seconds": parent.train_seconds,
+        "clean_acc": parent.clean_acc,
+        "weights_digest": parent.weights_digest,
+        "children": children_of(parent, snapshot.trials),
+        "error": None if parent.error is None else {"kind": parent.error_kind, "text": parent.error},
     }
 
 
@@ -85,8 +104,7 @@ def _list(values: tuple[int, int] | None) -> list[int] | None:
 
 def export_csv(ledger: Ledger) -> str:
     """Return one row per trial; the configuration is flattened to columns ``config.training.epochs``, None is empty."""
-    snapshot = Snapshot.read(ledger)
-    rows = [_csv_row(snapshot, t) for t in snapshot.trials]
+    rows = table_rows(Snapshot.read(ledger))
     columns = dict.fromkeys(name for row in rows for name in row)
     ordered = sorted(columns, key=lambda name: name.startswith("config."))  # configurations differ; facts come first
     text = io.StringIO()
@@ -94,6 +112,11 @@ def export_csv(ledger: Ledger) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def table_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """Return one flat row per trial; configurations differ, so that not every row has every key."""
+    return [_csv_row(snapshot, trial) for trial in snapshot.trials]
 
 
 def _csv_row(snapshot: Snapshot, trial: TrialRecord) -> dict[str, Any]:
@@ -117,6 +140,7 @@ def _csv_row(snapshot: Snapshot, trial: TrialRecord) -> dict[str, Any]:
         "epochs": trial.epochs,
         "attempts": trial.attempts,
         "train_seconds": trial.train_seconds,
+        **({"parent_seconds": snapshot.parent_seconds.get(trial.number)} if snapshot.parents else {}),
         "attack_seconds": sum(s.seconds or 0.0 for s in stages),
         **snapshot.costs[trial.number].public(),
         "flags": " ".join(flag.code for flag in snapshot.flags.get(trial.number, ())) or None,

@@ -5,7 +5,7 @@ kind           what happened
 =============  ====================================================================================================
 crash          the worker process died
 memory         a device or the machine had no memory left
-hang           no report for `failures.hang_after_s`; the driver ended the worker
+hang           no report, or of an attack no unit, for `failures.hang_after_s`; the driver ended the worker
 nan            a loss was NaN or infinite
 exception      the training raised something else
 checkpoint     the trial's folder holds another trial's checkpoint
@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from search_spaces.errors import ran_out_of_memory
+from search_spaces.errors import has_hung, ran_out_of_memory
 from sweeps.sections import FailurePolicy, FailuresSection, MemoryPolicy
 
 TrainingFailure = Literal["crash", "memory", "hang", "nan", "exception", "checkpoint"]
@@ -86,6 +86,8 @@ def after_stage_failure(error: str, tries: int, batch_size: int, section: Failur
     Args: error: the traceback; tries: failed ones before this one; batch_size: of the one that failed.
     """
     policy = section.attack
+    if has_hung(error):
+        return StageAgain(batch_size) if tries < policy.hangs else None
     if ran_out_of_memory(error):
         return StageAgain(batch_size // 2) if tries < policy.halvings and batch_size > 1 else None
     return StageAgain(batch_size) if tries < policy.retries else None

@@ -10,6 +10,7 @@
         ├── driver.log          everything that Ray, Tune, Optuna and MLflow have to say
         ├── report.html, report.md
         ├── trials/00007/       checkpoints, final weights and log of a trial
+        ├── parents/00001/      the same of a model that trials start from
         ├── requests/           what other terminals ask of the driver, one file each until it is granted
         ├── verdicts/           one file per attack stage, named by the digest of what it judged
         └── scratch/            Ray Tune's own files; nothing in it is ever read again
@@ -86,8 +87,8 @@ class SweepFolder:
         return self.root / "scratch"
 
     def trial(self, number: int) -> Path:
-        """Return the folder of a trial: checkpoints, final weights, log."""
-        return self.root / "trials" / f"{number:05d}"
+        """Return the folder of a trial, or by a negative number of a parent: checkpoints, final weights, log."""
+        return self.root / ("trials" if number >= 0 else "parents") / f"{abs(number):05d}"
 
     def trial_log(self, number: int) -> Path:
         """Return the file with everything that a trial has said."""

@@ -94,6 +94,21 @@ class StageFigures:
     withstanding; None if the attack does not say."""
     parts: int
     threat: Threat
+    surrogate: str | None = None
+    """The model that it sees instead of the judged one."""
+
+
+@dataclass(frozen=True)
+class ParentFigures:
+    """One parent that is trained before the trials."""
+
+    label: str
+    """Its names."""
+    method: str
+    recipe: TrainingConfig
+    steps: int
+    children: tuple[str, ...]
+    """Labels of the method entries that start from it."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +126,12 @@ class Plan:
     steps: Range
     """Optimizer steps of one trial."""
     image_passes: Range
-    """Training images seen by all trials together, each as often as it is seen; methods may add passes of their own."""
+    """Training images seen by parents and trials together, each as often as it is seen; methods may add passes of their
+    own."""
     stages: tuple[StageFigures, ...]
     test_stages: tuple[StageFigures, ...]
+    parents: tuple[ParentFigures, ...]
+    """Those that the sweep trains."""
     monitor_passes: Range | None
     """Forward passes of one trial's monitor, counted as a stage's are; None if it is off."""
     checkpoint_bytes: Range
@@ -145,12 +163,15 @@ def describe(config: SweepConfig) -> Plan:
     """
     missing = to_fetch(config)
     splits = _load(config)
-    problems = list(data_problems(config.attacks, config.training, splits))
+    problems = list(data_problems(config.attacks, config.training, splits, config.parents))
     if problems:
         raise ConfigError(problems)
     model = _model_figures(config, splits)
     trainings = list(config.training.discrete_corners())
     epochs = Range.over(t.epochs for t in trainings)
+    seen = len(splits.train.labels)
+    parents = _parent_figures(config, seen)
+    before, kept = sum(p.recipe.epochs for p in parents), config.trials + len(parents)
     sizes = {"validation": len(splits.validation.labels), "test": len(splits.test.labels)}
     planned = planned_stages(config.attacks, splits.num_classes, sizes) if config.attacks is not None else ()
     return Plan(
@@ -160,16 +181,17 @@ def describe(config: SweepConfig) -> Plan:
         model=model,
         data=_data_figures(config, splits),
         epochs=epochs,
-        steps=Range.over(t.epochs * steps_per_epoch(len(splits.train.labels), t) for t in trainings),
-        image_passes=epochs.scaled(len(splits.train.labels) * config.trials),
+        steps=Range.over(t.epochs * steps_per_epoch(seen, t) for t in trainings),
+        image_passes=Range(seen * (epochs.low * config.trials + before), seen * (epochs.high * config.trials + before)),
         stages=_stage_figures(planned, "validation"),
         test_stages=_stage_figures(planned, "test"),
+        parents=parents,
         monitor_passes=_monitor_passes(config.monitor, trainings, splits),
-        checkpoint_bytes=_checkpoint_bytes(model.parameters, trainings),
-        final_bytes=model.parameters.scaled(BYTES_PER_WEIGHT * config.trials),
+        checkpoint_bytes=_checkpoint_bytes(model.parameters, [*trainings, *(p.recipe for p in parents)]),
+        final_bytes=model.parameters.scaled(BYTES_PER_WEIGHT * kept),
         verdict_bytes=sum(_verdict_bytes(stage) * _judged_trials(config, stage) for stage in planned),
         image_bytes=sum(_image_bytes(config, splits, s) * _judged_trials(config, s) for s in planned if s.keep_images),
-        record_bytes=config.trials * (TRIAL_BYTES + epochs.high * EPOCH_BYTES),
+        record_bytes=kept * TRIAL_BYTES + (config.trials * epochs.high + before) * EPOCH_BYTES,
     )
 
 
@@ -216,6 +238,19 @@ def _count_parameters(config: ModelConfig, channels: int, num_classes: int) -> i
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def _parent_figures(config: SweepConfig, train_images: int) -> tuple[ParentFigures, ...]:
+    return tuple(
+        ParentFigures(
+            label=parent.label,
+            method=parent.config.label,
+            recipe=parent.config.training,
+            steps=parent.config.training.epochs * steps_per_epoch(train_images, parent.config.training),
+            children=tuple(entry.label for entry in config.methods if entry.start_from in parent.names),
+        )
+        for parent in config.trained_parents
+    )
+
+
 def _stage_figures(planned: Sequence[PlannedStage], split: Split) -> tuple[StageFigures, ...]:
     """Add up the parts of every attack; the part that judges every trial stands for itself."""
     groups: dict[str, list[PlannedStage]] = {}
@@ -233,7 +268,7 @@ def _figures_of(stages: Sequence[PlannedStage]) -> StageFigures:
     known = len(each) == len(stages)
     passes = Range(each[0][0], sum(most for _, most in each)).scaled(first.images) if known else None
     label = first.column if len(stages) > 1 else first.label
-    return StageFigures(label, first.images, passes, len(stages), Threat(**first.threat))
+    return StageFigures(label, first.images, passes, len(stages), Threat(**first.threat), first.surrogate)
 
 
 def _monitor_passes(monitor: MonitorConfig, trainings: Sequence[TrainingConfig], splits: Splits) -> Range | None:
@@ -264,7 +299,8 @@ def trial_bytes(config: SweepConfig, num_classes: int) -> TrialBytes:
     """Return what one training of a sweep writes at most, with `SLACK`; takes the data set to have three channels."""
     models = thin(list(dict.fromkeys(config.model.discrete_corners())), MAX_MODELS)
     parameters = Range.over(_count_parameters(model, 3, num_classes) for model in models)
-    kept = _checkpoint_bytes(parameters, list(config.training.discrete_corners())).high * SLACK
+    trainings = [*config.training.discrete_corners(), *(parent.config.training for parent in config.trained_parents)]
+    kept = _checkpoint_bytes(parameters, trainings).high * SLACK
     return TrialBytes(round(kept / KEPT), KEPT, round(parameters.high * BYTES_PER_WEIGHT * SLACK))
 
 

@@ -7,14 +7,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from search_spaces.errors import ConfigError, Problem
 from sweeps.attack_plan import planned_stages
 from sweeps.cascade import left_standing
 from sweeps.config import AttackPlan, SweepConfig
+from sweeps.folder import SweepFolder
+from sweeps.ledger import Ledger
+from sweeps.parent_life import given_file, trained_file
 from sweeps.records import StageRecord
+from sweeps.sections import GivenParent
 from sweeps.stage_job import StageJob, judge_here
+from sweeps.trained_parents import Parent
 from trainables.config import TrialConfig
+from trainables.parent import ParentFile
+
+if TYPE_CHECKING:
+    from trainables.training import Outcome
 
 
 @dataclass(frozen=True)
@@ -44,45 +54,83 @@ def pinned_trial(config: SweepConfig, method: str | None) -> TrialConfig:
     if method not in labels:
         found = "none was chosen" if method is None else f"found {method!r}"
         raise ConfigError([Problem(("methods",), f"choose one method with --method: {', '.join(labels)}; {found}.")])
-    entry = config.methods[labels.index(method)]
-    return TrialConfig(
-        model=config.model.at_defaults(),
-        data=config.data,
-        training=config.training.at_defaults(),
-        methods={name: space.at_defaults() for name, space in entry.spaces.items()},
-        monitor=config.monitor,
-        threads=config.resources.threads,
-        plugins=config.plugins,
-    )
+    return config.at_defaults(config.methods[labels.index(method)])
+
+
+def origin_of(trial: TrialConfig, config: SweepConfig) -> Parent | ParentFile | None:
+    """Return what a trial of a sweep starts from: a parent that is to be trained, a checkpoint, or no parent."""
+    if trial.start_from is None:
+        return None
+    parent = config.parent(trial.start_from.name)
+    return given_file(parent) if isinstance(parent, GivenParent) else parent
+
+
+def origin_in(
+    trial: TrialConfig, config: SweepConfig, ledger: Ledger, folder: SweepFolder
+) -> Parent | ParentFile | None:
+    """Return what a trial that is repeated starts from: weights that its sweep has trained, where they are there."""
+    origin = origin_of(trial, config)
+    rows = {row.number: row for row in ledger.parents()}
+    if isinstance(origin, Parent) and origin.number in rows and (folder.trial(origin.number) / "final").is_dir():
+        return trained_file(rows[origin.number], folder)
+    return origin
 
 
 def run_trial(
-    trial: TrialConfig, seed: int, plan: AttackPlan | None, say: Callable[[str], None], folder: Path | None = None
+    trial: TrialConfig,
+    seed: int,
+    plan: AttackPlan | None,
+    say: Callable[[str], None],
+    folder: Path | None = None,
+    origin: Parent | ParentFile | None = None,
 ) -> ForegroundResult:
-    """Train and attack one trial here and now.
+    """Train and attack one trial here and now, and before it the parent that it starts from.
 
     Args:
         say: takes a line per epoch and stage.
-        folder: where its files go, for a look afterwards; None uses a temporary folder that is removed.
+        folder: where its files go, for a look afterwards; None uses a temporary folder that is removed. Those of a
+            parent go into a folder "parent" in it.
+        origin: what it starts from; None is what its section model says.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        return _run(trial, seed, plan, say, folder or Path(scratch))
+        place = folder or Path(scratch)
+        if isinstance(origin, Parent):
+            say(f"parent {origin.label} ({origin.config.label}) first")
+            trained = _train(origin.config, origin.seed, place / "parent", say)
+            origin = ParentFile(str(place / "parent"), weights_digest=trained.weights_digest)
+        return _run(trial, seed, plan, say, place, origin)
 
 
-def _run(
-    trial: TrialConfig, seed: int, plan: AttackPlan | None, say: Callable[[str], None], folder: Path
-) -> ForegroundResult:
+def _train(
+    trial: TrialConfig, seed: int, folder: Path, say: Callable[[str], None], parent: ParentFile | None = None
+) -> Outcome:
     from trainables.training import Training
-    from trainables.trial import find_splits
 
-    training = Training(trial, seed, folder)
+    training = Training(trial, seed, folder, parent=parent)
     for note in training.notes:
         say(note)
     while not training.is_done:
+        said = len(training.notes)
         metrics = training.run_epoch()
+        for note in training.notes[said:]:
+            say(note)
         say(f"epoch {training.epochs_done}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
     outcome = training.finish()
     say(f"trained: clean {outcome.clean_acc:.4f}")
+    return outcome
+
+
+def _run(
+    trial: TrialConfig,
+    seed: int,
+    plan: AttackPlan | None,
+    say: Callable[[str], None],
+    folder: Path,
+    parent: ParentFile | None,
+) -> ForegroundResult:
+    from trainables.trial import find_splits
+
+    outcome = _train(trial, seed, folder, say, parent)
     splits = find_splits(trial)
     stages: list[StageRecord] = []
     sizes = {"validation": len(splits.validation.labels), "test": len(splits.test.labels)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 
-from search_spaces.errors import LeaseLost, StorageError
+from search_spaces.errors import LeaseLost, ParentError, StorageError
 from search_spaces.storage import storage_problem
 
 TAKEN_OVER = "another driver has taken over this sweep's lease; this one writes nothing more."
@@ -18,6 +18,8 @@ class Halt:
         self.error: str | None = None
         self.storage = False
         """Whether the storage cannot be written, and `error` is a sentence that says so."""
+        self.parent = False
+        """Whether a model that trials start from cannot be had, and `error` is a sentence that says so."""
         self.lost = False
         """Whether the lease is another's: nothing may be written or removed any more."""
 
@@ -28,12 +30,15 @@ class Halt:
     def fail(self, error: BaseException) -> None:
         """Note an error of the driver, unless there is one: what stopped it is said, what followed is not.
 
-        A storage that cannot be written, or a lease that is another's, is said in a sentence; all else as a traceback.
+        A storage that cannot be written, a lease that is another's, or a parent that cannot be had is said in a
+        sentence; all else as a traceback.
         """
         if self.error is not None:
             return
         if isinstance(error, LeaseLost):
             self.lose()
+        elif isinstance(error, ParentError):
+            self.error, self.parent = str(error), True
         elif isinstance(error, StorageError):
             self.error, self.storage = str(error), True
         elif problem := storage_problem(error):

@@ -15,11 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sqlalchemy as sa
-from numpy.typing import NDArray
 
-from search_spaces.errors import CheckpointCorrupt, IllegalTransition, LeaseLost, LedgerError
+from search_spaces.errors import CheckpointCorrupt, IllegalTransition, LeaseLost, LedgerError, has_hung
 from search_spaces.faults import durable
 from sweeps.records import (
     CLOSED,
@@ -37,152 +35,30 @@ from sweeps.records import (
     TrialRecord,
 )
 from sweeps.requests import Granted, Request
+from sweeps.schema import (
+    CURVES,
+    EVENTS,
+    KNOWN,
+    LEASE,
+    PACKED,
+    PRIOR,
+    REQUESTS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    STAGES,
+    SWEEP,
+    TRIALS,
+    as_json,
+    packed,
+    prior_record,
+    stage_record,
+    trial_record,
+)
 
-SCHEMA_VERSION = 3
 SERVER = "postgresql"
 
-_schema = sa.MetaData()
-
-_sweep = sa.Table(
-    "sweep",
-    _schema,
-    sa.Column("id", sa.String(36), primary_key=True),
-    sa.Column("schema_version", sa.Integer, nullable=False),
-    sa.Column("name", sa.String(64), nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("requested", sa.Integer, nullable=False),
-    sa.Column("document", sa.Text, nullable=False),
-    sa.Column("objectives", sa.Text, nullable=False),
-    sa.Column("planned_stages", sa.Text, nullable=False),
-    sa.Column("environment", sa.Text, nullable=False),
-    sa.Column("data_digest", sa.Text, nullable=False),
-    sa.Column("num_classes", sa.Integer, nullable=False),
-    sa.Column("split_sizes", sa.Text, nullable=False),
-    sa.Column("completed_at", sa.Float),
-    sa.Column("mlflow_uri", sa.Text),
-    sa.Column("mlflow_experiment_id", sa.Text),
-    sa.Column("mlflow_run_id", sa.Text),
-)
-
-_lease = sa.Table(
-    "lease",
-    _schema,
-    sa.Column("slot", sa.Integer, primary_key=True),
-    sa.Column("owner", sa.String(36), nullable=False),
-    sa.Column("host", sa.Text, nullable=False),
-    sa.Column("pid", sa.Integer, nullable=False),
-    sa.Column("process_started", sa.Text, nullable=False),
-    sa.Column("acquired_at", sa.Float, nullable=False),
-    sa.Column("heartbeat_at", sa.Float, nullable=False),
-)
-
-_trials = sa.Table(
-    "trials",
-    _schema,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("label", sa.Text, nullable=False),
-    sa.Column("config", sa.Text, nullable=False),
-    sa.Column("params", sa.Text, nullable=False),
-    sa.Column("distributions", sa.Text, nullable=False),
-    sa.Column("seed", sa.BigInteger, nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("updated_at", sa.Float, nullable=False),
-    sa.Column("revision", sa.Integer, nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("failures", sa.Integer, nullable=False, default=0),
-    sa.Column("failed_as", sa.Text, nullable=False, default="{}"),
-    sa.Column("share", sa.Float, nullable=False, default=1.0),
-    sa.Column("epochs", sa.Integer, nullable=False, default=0),
-    sa.Column("clean_acc", sa.Float),
-    sa.Column("robust_acc", sa.Float),
-    sa.Column("exact", sa.Boolean, nullable=False, default=False),
-    sa.Column("test_clean_acc", sa.Float),
-    sa.Column("test_robust_acc", sa.Float),
-    sa.Column("weights_digest", sa.Text),
-    sa.Column("train_seconds", sa.Float),
-    sa.Column("error_kind", sa.Text),
-    sa.Column("error", sa.Text),
-    sa.Column("started_at", sa.Float),
-    sa.Column("ended_at", sa.Float),
-    sa.Column("mlflow_run_id", sa.Text),
-    sa.Column("mlflow_revision", sa.Integer, nullable=False, default=0),
-)
-
-_curves = sa.Table(
-    "curves",
-    _schema,
-    sa.Column("number", sa.Integer, sa.ForeignKey("trials.number"), primary_key=True),
-    sa.Column("history", sa.Text, nullable=False),
-)
-
-_stages = sa.Table(
-    "stages",
-    _schema,
-    sa.Column("number", sa.Integer, sa.ForeignKey("trials.number"), primary_key=True),
-    sa.Column("split", sa.String(16), primary_key=True),
-    sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("attack", sa.Text, nullable=False),
-    sa.Column("config", sa.Text, nullable=False),
-    sa.Column("digest", sa.Text, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("started_at", sa.Float, nullable=False),
-    sa.Column("images", sa.Integer),
-    sa.Column("clean_correct", sa.Integer),
-    sa.Column("survivors", sa.Integer),
-    sa.Column("verdicts", sa.LargeBinary),
-    sa.Column("warnings", sa.Text, nullable=False, default="[]"),
-    sa.Column("forwards", sa.BigInteger),
-    sa.Column("backwards", sa.BigInteger),
-    sa.Column("seconds", sa.Float),
-    sa.Column("error", sa.Text),
-    sa.Column("tries", sa.Integer, nullable=False, default=0),
-    sa.Column("batch_size", sa.Integer),
-    sa.Column("plan", sa.Text, nullable=False),
-    sa.Column("column", sa.Text, nullable=False),
-    sa.Column("cumulative", sa.Boolean, nullable=False),
-    sa.Column("facts", sa.Text, nullable=False),
-)
-
-_known = sa.Table(
-    "known",
-    _schema,
-    sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("params", sa.Text, nullable=False),
-    sa.Column("number", sa.Integer, sa.ForeignKey("trials.number")),
-)
-
-_prior = sa.Table(
-    "prior",
-    _schema,
-    sa.Column("sweep", sa.String(64), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("label", sa.Text, nullable=False),
-    sa.Column("params", sa.Text, nullable=False),
-    sa.Column("distributions", sa.Text, nullable=False),
-    sa.Column("values", sa.Text, nullable=False),
-)
-
-_requests = sa.Table(
-    "requests",
-    _schema,
-    sa.Column("id", sa.String(36), primary_key=True),
-    sa.Column("granted_at", sa.Float, nullable=False),
-    sa.Column("kind", sa.String(16), nullable=False),
-)
-
-_events = sa.Table(
-    "events",
-    _schema,
-    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("number", sa.Integer, index=True),
-    sa.Column("kind", sa.String(32), nullable=False),
-    sa.Column("detail", sa.Text, nullable=False),
-)
-
-PACKED = ("config", "params", "distributions", "failed_as")
-"""Columns of a trial that hold JSON."""
+_IS_TRIAL = TRIALS.c.number >= 0
+"""Parents have negative numbers (`sweeps.parents`)."""
 
 _ALLOWED: Mapping[State, tuple[State, ...]] = {
     State.TRAINING: (State.PROPOSED, State.TRAINING),
@@ -225,15 +101,15 @@ class Ledger:
         with self._transaction("ledger.create") as connection:
             if self._name_space is not None:
                 connection.execute(sa.schema.CreateSchema(self._name_space))
-            _schema.create_all(connection)
-            connection.execute(_sweep.insert().values(schema_version=SCHEMA_VERSION, **_pack(sweep)))
+            SCHEMA.create_all(connection)
+            connection.execute(SWEEP.insert().values(schema_version=SCHEMA_VERSION, **packed(sweep)))
             _event(connection, None, "created", {"requested": sweep.requested})
 
     def sweep(self) -> SweepRecord:
         """Return the sweep's row; LedgerError if the database holds none or was written by another version."""
         with self._engine.connect() as connection:
-            there = sa.inspect(connection).has_table(_sweep.name, schema=self._name_space)
-            row = connection.execute(sa.select(_sweep)).mappings().one_or_none() if there else None
+            there = sa.inspect(connection).has_table(SWEEP.name, schema=self._name_space)
+            row = connection.execute(sa.select(SWEEP)).mappings().one_or_none() if there else None
         if row is None:
             raise LedgerError("the ledger holds no sweep.")
         if row["schema_version"] != SCHEMA_VERSION:
@@ -248,31 +124,31 @@ class Ledger:
     def add_plan(self, name: str, stages: Sequence[PlannedStage]) -> None:
         """Add the stages of a further plan; IllegalTransition if a plan of that name is there already."""
         with self._write("ledger.add_plan") as connection:
-            before = json.loads(connection.scalar(sa.select(_sweep.c.planned_stages)) or "[]")
+            before = json.loads(connection.scalar(sa.select(SWEEP.c.planned_stages)) or "[]")
             if any(stage["plan"] == name for stage in before):
                 raise IllegalTransition(f"the sweep has a plan {name!r} already.")
             planned = [*before, *map(asdict, stages)]
-            connection.execute(_sweep.update().values(planned_stages=_json(planned)))
+            connection.execute(SWEEP.update().values(planned_stages=as_json(planned)))
             _event(connection, None, "plan added", {"plan": name, "stages": [stage.label for stage in stages]})
 
     def raise_total(self, requested: int) -> None:
         """Ask for more trials; IllegalTransition if it would be fewer than before: the total can only grow."""
         with self._write("ledger.raise_total") as connection:
-            before = connection.scalar(sa.select(_sweep.c.requested)) or 0
+            before = connection.scalar(sa.select(SWEEP.c.requested)) or 0
             if requested < before:
                 raise IllegalTransition(f"the sweep has {before} trials; the total can only grow, found {requested}.")
-            connection.execute(_sweep.update().values(requested=requested, completed_at=None))
+            connection.execute(SWEEP.update().values(requested=requested, completed_at=None))
             _event(connection, None, "total", {"requested": requested})
 
     def complete(self) -> None:
         """Say that nothing is left to do; IllegalTransition if a trial is still open or was never proposed."""
         with self._write("ledger.complete") as connection:
-            still_open = connection.scalar(sa.select(sa.func.count()).where(_trials.c.state.in_(OPEN)))
-            proposed = connection.scalar(sa.select(sa.func.count()).select_from(_trials))
-            requested = connection.scalar(sa.select(_sweep.c.requested))
+            still_open = connection.scalar(sa.select(sa.func.count()).where(_IS_TRIAL, TRIALS.c.state.in_(OPEN)))
+            proposed = connection.scalar(sa.select(sa.func.count()).where(_IS_TRIAL))
+            requested = connection.scalar(sa.select(SWEEP.c.requested))
             if still_open or proposed != requested:
                 raise IllegalTransition(f"{still_open} trials are open and {proposed} of {requested} proposed.")
-            connection.execute(_sweep.update().values(completed_at=time.time()))
+            connection.execute(SWEEP.update().values(completed_at=time.time()))
             _event(connection, None, "completed", {})
 
     def note_driver(self, kind: str, detail: Mapping[str, Any]) -> None:
@@ -285,7 +161,7 @@ class Ledger:
     def lease(self) -> LeaseRecord | None:
         """Return who holds the lease, dead or alive; None if nobody does."""
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(_lease)).mappings().one_or_none()
+            row = connection.execute(sa.select(LEASE)).mappings().one_or_none()
         return None if row is None else LeaseRecord(**{k: v for k, v in row.items() if k != "slot"})
 
     def take_lease(self, lease: LeaseRecord, replacing: LeaseRecord | None) -> bool:
@@ -299,30 +175,30 @@ class Ledger:
 
     def _take(self, lease: LeaseRecord, replacing: LeaseRecord | None) -> bool:
         with self._transaction("ledger.take_lease") as connection:
-            row = connection.execute(sa.select(_lease).with_for_update()).mappings().one_or_none()
+            row = connection.execute(sa.select(LEASE).with_for_update()).mappings().one_or_none()
             held = None if row is None else (row["owner"], row["heartbeat_at"])
             if held != (None if replacing is None else (replacing.owner, replacing.heartbeat_at)):
                 return False
             if replacing is not None:  # and nobody else, whom a server may have let in since
-                connection.execute(_lease.delete().where(_lease.c.owner == replacing.owner))
-            connection.execute(_lease.insert().values(slot=1, **lease.__dict__))
+                connection.execute(LEASE.delete().where(LEASE.c.owner == replacing.owner))
+            connection.execute(LEASE.insert().values(slot=1, **lease.__dict__))
         return True
 
     def heartbeat(self) -> None:
         """Say that this driver lives; LeaseLost if another one has taken over."""
         with self._write("ledger.heartbeat") as connection:
-            connection.execute(_lease.update().values(heartbeat_at=time.time()))
+            connection.execute(LEASE.update().values(heartbeat_at=time.time()))
 
     def release_lease(self) -> None:
         """Give the lease back, if it is still ours."""
         with self._transaction("ledger.release_lease") as connection:
-            connection.execute(_lease.delete().where(_lease.c.owner == self.owner))
+            connection.execute(LEASE.delete().where(LEASE.c.owner == self.owner))
         self.owner = None
 
     def check_lease(self) -> None:
         """Raise LeaseLost if this process does not hold the lease; for writes that go elsewhere than here."""
         with self._engine.connect() as connection:
-            self._require_lease(connection.scalar(sa.select(_lease.c.owner)))
+            self._require_lease(connection.scalar(sa.select(LEASE.c.owner)))
 
     # -- a trial's life -----------------------------------------------------------------------------------------------
 
@@ -337,20 +213,25 @@ class Ledger:
         *,
         known: int | None = None,
     ) -> None:
-        """Commit a proposal; numbers are given without gaps. Args: known: position of the added one that it is."""
+        """Commit a proposal; numbers are given without gaps, those of parents downwards from −1.
+
+        Args: known: position of the added configuration that it is.
+        """
         now = time.time()
         with self._write("ledger.propose") as connection:
-            count = connection.scalar(sa.select(sa.func.count()).select_from(_trials))
-            if number != count:
-                raise IllegalTransition(f"the next proposal is number {count}, found {number}.")
+            is_trial = number >= 0
+            count = connection.scalar(sa.select(sa.func.count()).where(_IS_TRIAL if is_trial else ~_IS_TRIAL)) or 0
+            following = count if is_trial else -count - 1
+            if number != following:
+                raise IllegalTransition(f"the next proposal is number {following}, found {number}.")
             connection.execute(
-                _trials.insert().values(
+                TRIALS.insert().values(
                     number=number,
                     state=State.PROPOSED,
                     label=label,
-                    config=_json(config),
-                    params=_json(params),
-                    distributions=_json(distributions),
+                    config=as_json(config),
+                    params=as_json(params),
+                    distributions=as_json(distributions),
                     seed=seed,
                     created_at=now,
                     updated_at=now,
@@ -358,23 +239,23 @@ class Ledger:
                 )
             )
             if known is not None:
-                connection.execute(_known.update().where(_known.c.position == known).values(number=number))
+                connection.execute(KNOWN.update().where(KNOWN.c.position == known).values(number=number))
             self._touch(connection, number, "proposed", {"label": label})
 
     def start_training(self, number: int) -> int:
         """Commit that the training (re)starts; returns the number of this attempt, from 1."""
         with self._write("ledger.start_training") as connection:
-            attempts = connection.scalar(sa.select(_trials.c.attempts).where(_trials.c.number == number))
+            attempts = connection.scalar(sa.select(TRIALS.c.attempts).where(TRIALS.c.number == number))
             attempt = (attempts or 0) + 1
-            started = sa.func.coalesce(_trials.c.started_at, time.time())
+            started = sa.func.coalesce(TRIALS.c.started_at, time.time())
             self._move(connection, number, State.TRAINING, {"attempt": attempt}, attempts=attempt, started_at=started)
         return attempt
 
     def record_epochs(self, number: int, history: Sequence[Mapping[str, float]]) -> None:
         """Replace a trial's curves by `history`, one mapping of metrics per epoch; the checkpoint exists already."""
         with self._write("ledger.record_epochs") as connection:
-            known = connection.scalar(sa.select(_trials.c.epochs).where(_trials.c.number == number))
-            _put(connection, _curves, {"number": number}, {"history": _json(list(history))})
+            known = connection.scalar(sa.select(TRIALS.c.epochs).where(TRIALS.c.number == number))
+            _put(connection, CURVES, {"number": number}, {"history": as_json(list(history))})
             self._touch(connection, number, "epochs", {"from": known, "to": len(history)}, epochs=len(history))
 
     def finish_training(self, number: int, clean_acc: float, weights_digest: str, seconds: float) -> None:
@@ -425,7 +306,7 @@ class Ledger:
         key = {"number": stage.number, "split": stage.split, "position": stage.position}
         detail = {"split": stage.split, "position": stage.position, "attack": stage.attack}
         with self._write("ledger.start_stage") as connection:
-            _put(connection, _stages, key, {k: v for k, v in _pack(stage).items() if k not in key})
+            _put(connection, STAGES, key, {k: v for k, v in packed(stage).items() if k not in key})
             if _is_objective(stage):
                 self._move(connection, stage.number, State.EVALUATING, detail)
             else:
@@ -446,12 +327,12 @@ class Ledger:
         where = _stage_key(stage)
         detail = {"split": stage.split, "position": stage.position, "accuracy": stage.accuracy, "digest": stage.digest}
         with self._write("ledger.finish_stage") as connection:
-            done = connection.scalar(sa.select(_stages.c.state).where(where))
+            done = connection.scalar(sa.select(STAGES.c.state).where(where))
             if done != "running":
                 found = done or "unknown"
                 raise IllegalTransition(f"stage {stage.attack} of trial {stage.number} is {found}, not running.")
-            row = {name: value for name, value in _pack(stage).items() if name not in ("tries", "batch_size")}
-            connection.execute(_stages.update().where(where).values(**row))
+            row = {name: value for name, value in packed(stage).items() if name not in ("tries", "batch_size")}
+            connection.execute(STAGES.update().where(where).values(**row))
             cleared = {"error_kind": None, "error": None}  # of an earlier try of this stage
             if stage.plan != LAUNCHED or not stage.cumulative:
                 self._touch(connection, stage.number, "stage done", detail)
@@ -470,17 +351,18 @@ class Ledger:
     def note_stage_failure(self, stage: StageRecord, error: str, batch_size: int) -> None:
         """Count a failed try of a stage that will be tried again. Args: batch_size: of the next try."""
         detail = {"split": stage.split, "position": stage.position, "attack": stage.attack, "batch_size": batch_size}
+        detail |= {"kind": _kind_of_stage_failure(error)}
         with self._write("ledger.note_stage_failure") as connection:
-            values = {"tries": _stages.c.tries + 1, "batch_size": batch_size, "error": error}
-            connection.execute(_stages.update().where(_stage_key(stage)).values(**values))
+            values = {"tries": STAGES.c.tries + 1, "batch_size": batch_size, "error": error}
+            connection.execute(STAGES.update().where(_stage_key(stage)).values(**values))
             self._touch(connection, stage.number, "stage try failed", detail)
 
     def fail_stage(self, stage: StageRecord, error: str) -> None:
         """Commit that a stage has failed. Without its first validation stage a trial has no objective: it failed."""
-        kind = "checkpoint" if CheckpointCorrupt.__name__ in error else "attack"  # then there is nothing to attack
+        kind = _kind_of_stage_failure(error)
         detail = {"split": stage.split, "position": stage.position, "attack": stage.attack}
         with self._write("ledger.fail_stage") as connection:
-            connection.execute(_stages.update().where(_stage_key(stage)).values(state="failed", error=error))
+            connection.execute(STAGES.update().where(_stage_key(stage)).values(state="failed", error=error))
             if _is_objective(stage):
                 values = {"error_kind": kind, "error": error, "ended_at": time.time()}
                 self._move(connection, stage.number, State.FAILED, detail | {"kind": kind}, **values)
@@ -492,9 +374,9 @@ class Ledger:
     def grant(self, request: Request) -> Granted | None:
         """Do what a request asks and note that it is done, in one transaction; None if that was done before."""
         with self._write("ledger.grant") as connection:
-            if connection.scalar(sa.select(_requests.c.kind).where(_requests.c.id == request.id)):
+            if connection.scalar(sa.select(REQUESTS.c.kind).where(REQUESTS.c.id == request.id)):
                 return None
-            noted = _requests.insert().values(id=request.id, granted_at=time.time(), kind=request.kind)
+            noted = REQUESTS.insert().values(id=request.id, granted_at=time.time(), kind=request.kind)
             connection.execute(noted)
             if request.kind == "pause":
                 _event(connection, None, "paused", {"request": request.id})
@@ -506,26 +388,26 @@ class Ledger:
             left = {number: found for number in request.trials if (found := act(connection, number, request.id))}
             changed = tuple(number for number in request.trials if number not in left)
             if changed and request.kind == "retry":
-                connection.execute(_sweep.update().values(completed_at=None))
+                connection.execute(SWEEP.update().values(completed_at=None))
             return Granted(changed, left)
 
     def _stop(self, connection: sa.Connection, number: int, request: str) -> str:
         """Stop an open trial with the stages that run; returns its state if there is nothing to stop."""
-        state = connection.scalar(sa.select(_trials.c.state).where(_trials.c.number == number))
+        state = connection.scalar(sa.select(TRIALS.c.state).where(TRIALS.c.number == number))
         if state is None or State(state) not in OPEN:
             return state or "unknown"
-        running = sa.and_(_stages.c.number == number, _stages.c.state == "running")
-        connection.execute(_stages.update().where(running).values(state="failed", error="the trial was stopped."))
+        running = sa.and_(STAGES.c.number == number, STAGES.c.state == "running")
+        connection.execute(STAGES.update().where(running).values(state="failed", error="the trial was stopped."))
         self._move(connection, number, State.STOPPED, {"request": request}, ended_at=time.time())
         return ""
 
     def _open_again(self, connection: sa.Connection, number: int, request: str) -> str:
         """Open a failed trial, or forget a finished one's failed stages; returns its state if nothing has failed."""
-        trial = connection.execute(sa.select(_trials).where(_trials.c.number == number)).mappings().one_or_none()
+        trial = connection.execute(sa.select(TRIALS).where(TRIALS.c.number == number)).mappings().one_or_none()
         if trial is None:
             return "unknown"
-        failed = sa.and_(_stages.c.number == number, _stages.c.state == "failed")
-        forgotten = connection.execute(_stages.delete().where(failed)).rowcount
+        failed = sa.and_(STAGES.c.number == number, STAGES.c.state == "failed")
+        forgotten = connection.execute(STAGES.delete().where(failed)).rowcount
         detail = {"request": request, "kind": trial["error_kind"], "stages": forgotten}
         if trial["state"] == State.FAILED:
             has_weights = trial["weights_digest"] is not None and trial["error_kind"] != "checkpoint"
@@ -539,13 +421,13 @@ class Ledger:
         return ""
 
     def _extend(self, connection: sa.Connection, request: Request) -> None:
-        before = connection.scalar(sa.select(_sweep.c.requested)) or 0
+        before = connection.scalar(sa.select(SWEEP.c.requested)) or 0
         requested = before + len(request.known) if request.requested is None else request.requested
         for params in request.known:
-            connection.execute(_known.insert().values(params=_json(dict(params))))
+            connection.execute(KNOWN.insert().values(params=as_json(dict(params))))
         _add_prior(connection, request.prior)
         if requested > before:
-            connection.execute(_sweep.update().values(requested=requested, completed_at=None))
+            connection.execute(SWEEP.update().values(requested=requested, completed_at=None))
         detail = {"requested": max(before, requested), "known": len(request.known), "prior": len(request.prior)}
         _event(connection, None, "extended", {"request": request.id, **detail})
 
@@ -570,49 +452,49 @@ class Ledger:
             MLflow's runs are looked for anew, because they are kept elsewhere from now on.
         """
         with self._write("ledger.change_document") as connection:
-            before = connection.scalar(sa.select(_sweep.c.requested)) or 0
+            before = connection.scalar(sa.select(SWEEP.c.requested)) or 0
             values: dict[str, Any] = {
-                "document": _json(document),
-                "planned_stages": _json([asdict(stage) for stage in stages]),
+                "document": as_json(document),
+                "planned_stages": as_json([asdict(stage) for stage in stages]),
                 "requested": max(before, requested),
             }
             if requested > before:
                 values["completed_at"] = None
             if forget_runs:
                 values |= {"mlflow_uri": None, "mlflow_experiment_id": None, "mlflow_run_id": None}
-                connection.execute(_trials.update().values(mlflow_run_id=None, mlflow_revision=0))
-            connection.execute(_sweep.update().values(**values))
+                connection.execute(TRIALS.update().values(mlflow_run_id=None, mlflow_revision=0))
+            connection.execute(SWEEP.update().values(**values))
             _event(connection, None, "configuration", {"changes": list(changes)})
 
     def next_known(self) -> KnownRecord | None:
         """Return the first added configuration that no trial has taken."""
-        query = sa.select(_known).where(_known.c.number.is_(None)).order_by(_known.c.position).limit(1)
+        query = sa.select(KNOWN).where(KNOWN.c.number.is_(None)).order_by(KNOWN.c.position).limit(1)
         with self._engine.connect() as connection:
             row = connection.execute(query).mappings().one_or_none()
         return None if row is None else KnownRecord(row["position"], json.loads(row["params"]), row["number"])
 
     def waiting_known(self) -> int:
         """Return how many added configurations no trial has taken."""
-        query = sa.select(sa.func.count()).where(_known.c.number.is_(None))
+        query = sa.select(sa.func.count()).where(KNOWN.c.number.is_(None))
         with self._engine.connect() as connection:
             return connection.scalar(query) or 0
 
     def prior(self) -> list[PriorTrial]:
         """Return the trials of other sweeps that inform the sampler, always in the same order."""
         with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_prior).order_by(_prior.c.sweep, _prior.c.number)).mappings().all()
-        return [_prior_trial(row) for row in rows]
+            rows = connection.execute(sa.select(PRIOR).order_by(PRIOR.c.sweep, PRIOR.c.number)).mappings().all()
+        return [prior_record(row) for row in rows]
 
     def prior_counts(self) -> dict[str, int]:
         """Return how many trials of which other sweep inform the sampler."""
-        query = sa.select(_prior.c.sweep, sa.func.count()).group_by(_prior.c.sweep).order_by(_prior.c.sweep)
+        query = sa.select(PRIOR.c.sweep, sa.func.count()).group_by(PRIOR.c.sweep).order_by(PRIOR.c.sweep)
         with self._engine.connect() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
     def is_paused(self) -> bool:
         """Return whether the last driver was asked to pause."""
-        of_drivers = sa.and_(_events.c.number.is_(None), _events.c.kind.in_(("driver started", "paused")))
-        query = sa.select(_events.c.kind).where(of_drivers).order_by(_events.c.sequence.desc()).limit(1)
+        of_drivers = sa.and_(EVENTS.c.number.is_(None), EVENTS.c.kind.in_(("driver started", "paused")))
+        query = sa.select(EVENTS.c.kind).where(of_drivers).order_by(EVENTS.c.sequence.desc()).limit(1)
         with self._engine.connect() as connection:
             return connection.scalar(query) == "paused"
 
@@ -622,21 +504,22 @@ class Ledger:
         """Remember the sweep's parent run."""
         with self._write("ledger.note_mlflow_sweep") as connection:
             connection.execute(
-                _sweep.update().values(mlflow_uri=uri, mlflow_experiment_id=experiment_id, mlflow_run_id=run_id)
+                SWEEP.update().values(mlflow_uri=uri, mlflow_experiment_id=experiment_id, mlflow_run_id=run_id)
             )
 
     def note_mlflow_trial(self, number: int, run_id: str, revision: int) -> None:
         """Remember a trial's run and up to which revision it mirrors the ledger; no revision of its own."""
         with self._write("ledger.note_mlflow_trial") as connection:
-            row = _trials.c.number == number
-            connection.execute(_trials.update().where(row).values(mlflow_run_id=run_id, mlflow_revision=revision))
+            row = TRIALS.c.number == number
+            connection.execute(TRIALS.update().where(row).values(mlflow_run_id=run_id, mlflow_revision=revision))
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[State, int]:
         """Return how many trials are in each state, zeros included."""
         with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_trials.c.state, sa.func.count()).group_by(_trials.c.state)).all()
+            query = sa.select(TRIALS.c.state, sa.func.count()).where(_IS_TRIAL).group_by(TRIALS.c.state)
+            rows = connection.execute(query).all()
         found = {State(state): count for state, count in rows}
         return {state: found.get(state, 0) for state in State}
 
@@ -645,46 +528,52 @@ class Ledger:
 
         Args: bare: leave configuration, parameters and distributions empty, which is most of the work.
         """
-        columns = [column for column in _trials.c if not (bare and column.name in PACKED)]
-        query = sa.select(*columns).order_by(_trials.c.number)
+        columns = [column for column in TRIALS.c if not (bare and column.name in PACKED)]
+        query = sa.select(*columns).where(_IS_TRIAL).order_by(TRIALS.c.number)
         if states is not None:
-            query = query.where(_trials.c.state.in_(states))
+            query = query.where(TRIALS.c.state.in_(states))
         with self._engine.connect() as connection:
-            return [_trial(row) for row in connection.execute(query).mappings()]
+            return [trial_record(row) for row in connection.execute(query).mappings()]
+
+    def parents(self) -> list[TrialRecord]:
+        """Return the models that trials start from and that the sweep trains, −1 first; `trials` leaves them out."""
+        query = sa.select(TRIALS).where(~_IS_TRIAL).order_by(TRIALS.c.number.desc())
+        with self._engine.connect() as connection:
+            return [trial_record(row) for row in connection.execute(query).mappings()]
 
     def trial(self, number: int) -> TrialRecord:
-        """Return one trial; LedgerError if it was never proposed."""
+        """Return one trial, or parent; LedgerError if it was never proposed."""
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(_trials).where(_trials.c.number == number)).mappings().one_or_none()
+            row = connection.execute(sa.select(TRIALS).where(TRIALS.c.number == number)).mappings().one_or_none()
         if row is None:
             raise LedgerError(f"there is no trial {number}.")
-        return _trial(row)
+        return trial_record(row)
 
     def history(self, number: int) -> list[dict[str, float]]:
         """Return a trial's metrics, one mapping per epoch."""
         with self._engine.connect() as connection:
-            text = connection.scalar(sa.select(_curves.c.history).where(_curves.c.number == number))
+            text = connection.scalar(sa.select(CURVES.c.history).where(CURVES.c.number == number))
         return json.loads(text) if text else []
 
     def stages(self, number: int | None = None) -> list[StageRecord]:
         """Return the attack stages of one trial, or of all, in the order trial, validation before test, position."""
-        query = sa.select(_stages).order_by(_stages.c.number, _stages.c.split.desc(), _stages.c.position)
+        query = sa.select(STAGES).order_by(STAGES.c.number, STAGES.c.split.desc(), STAGES.c.position)
         if number is not None:
-            query = query.where(_stages.c.number == number)
+            query = query.where(STAGES.c.number == number)
         with self._engine.connect() as connection:
-            return [_stage(row) for row in connection.execute(query).mappings()]
+            return [stage_record(row) for row in connection.execute(query).mappings()]
 
     def failed_stages(self) -> set[int]:
         """Return the trials of which an attack stage has failed."""
-        query = sa.select(_stages.c.number).where(_stages.c.state == "failed").distinct()
+        query = sa.select(STAGES.c.number).where(STAGES.c.state == "failed").distinct()
         with self._engine.connect() as connection:
             return set(connection.scalars(query))
 
     def events(self, number: int | None = None) -> list[Event]:
         """Return the audit log, of one trial or of everything."""
-        query = sa.select(_events).order_by(_events.c.sequence)
+        query = sa.select(EVENTS).order_by(EVENTS.c.sequence)
         if number is not None:
-            query = query.where(_events.c.number == number)
+            query = query.where(EVENTS.c.number == number)
         with self._engine.connect() as connection:
             rows = connection.execute(query).mappings()
             return [Event(**{**row, "detail": json.loads(row["detail"])}) for row in rows]
@@ -702,7 +591,7 @@ class Ledger:
     def _write(self, name: str) -> Iterator[sa.Connection]:
         """One transaction of the lease's holder; LeaseLost, and nothing written, if that is no longer us."""
         with self._transaction(name) as connection:
-            holder = connection.scalar(sa.select(_lease.c.owner).with_for_update())  # sqlite locks as a whole already
+            holder = connection.scalar(sa.select(LEASE.c.owner).with_for_update())  # sqlite locks as a whole already
             self._require_lease(holder)
             yield connection
 
@@ -713,7 +602,7 @@ class Ledger:
     def _move(
         self, connection: sa.Connection, number: int, to: State, detail: Mapping[str, Any], **values: Any
     ) -> None:
-        state = connection.scalar(sa.select(_trials.c.state).where(_trials.c.number == number))
+        state = connection.scalar(sa.select(TRIALS.c.state).where(TRIALS.c.number == number))
         if state is None or State(state) not in _ALLOWED[to]:
             raise IllegalTransition(f"trial {number} is {state or 'unknown'}; it cannot become {to}.")
         self._touch(connection, number, str(to), detail, state=to, **values)
@@ -722,7 +611,7 @@ class Ledger:
         self, connection: sa.Connection, number: int, kind: str, detail: Mapping[str, Any], **values: Any
     ) -> None:
         sequence = _event(connection, number, kind, detail)
-        change = _trials.update().where(_trials.c.number == number)
+        change = TRIALS.update().where(TRIALS.c.number == number)
         connection.execute(change.values(updated_at=time.time(), revision=sequence, **values))
 
 
@@ -761,24 +650,24 @@ def _engine(url: str, schema: str | None) -> sa.Engine:
 
 
 def _event(connection: sa.Connection, number: int | None, kind: str, detail: Mapping[str, Any]) -> int:
-    entry = _events.insert().values(at=time.time(), number=number, kind=kind, detail=_json(dict(detail)))
+    entry = EVENTS.insert().values(at=time.time(), number=number, kind=kind, detail=as_json(dict(detail)))
     key = connection.execute(entry).inserted_primary_key
     return int(key[0]) if key else 0
 
 
 def _one_more(connection: sa.Connection, number: int, kind: str) -> dict[str, Any]:
     """Return a trial's counts of failures after one more of a kind."""
-    text = connection.scalar(sa.select(_trials.c.failed_as).where(_trials.c.number == number))
+    text = connection.scalar(sa.select(TRIALS.c.failed_as).where(TRIALS.c.number == number))
     failed = json.loads(text or "{}")
-    return {"failures": _trials.c.failures + 1, "failed_as": _json({**failed, kind: failed.get(kind, 0) + 1})}
+    return {"failures": TRIALS.c.failures + 1, "failed_as": as_json({**failed, kind: failed.get(kind, 0) + 1})}
 
 
 def _add_prior(connection: sa.Connection, trials: Sequence[PriorTrial]) -> None:
-    known = {(row.sweep, row.number) for row in connection.execute(sa.select(_prior.c.sweep, _prior.c.number))}
+    known = {(row.sweep, row.number) for row in connection.execute(sa.select(PRIOR.c.sweep, PRIOR.c.number))}
     for trial in trials:
         if (trial.sweep, trial.number) not in known:
-            packed = {n: _json(v) for n, v in asdict(trial).items() if n in ("params", "distributions", "values")}
-            connection.execute(_prior.insert().values(**{**asdict(trial), **packed}))
+            texts = {n: as_json(v) for n, v in asdict(trial).items() if n in ("params", "distributions", "values")}
+            connection.execute(PRIOR.insert().values(**{**asdict(trial), **texts}))
 
 
 def _put(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -791,52 +680,16 @@ def _is_objective(stage: StageRecord) -> bool:
     return stage.plan == LAUNCHED and stage.split == "validation" and stage.position == 0
 
 
+def _kind_of_stage_failure(error: str) -> str:
+    """Return a kind of `sweeps.failures.KINDS`."""
+    if CheckpointCorrupt.__name__ in error:  # then there is nothing to attack
+        return "checkpoint"
+    return "hang" if has_hung(error) else "attack"
+
+
 def _stage_key(stage: StageRecord) -> sa.ColumnElement[bool]:
-    key = (_stages.c.number == stage.number, _stages.c.split == stage.split, _stages.c.position == stage.position)
+    key = (STAGES.c.number == stage.number, STAGES.c.split == stage.split, STAGES.c.position == stage.position)
     return sa.and_(*key)
-
-
-def _json(data: Any) -> str:
-    """Write data as JSON, its keys in their order: that of a stack of methods matters."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-
-
-def _pack(record: SweepRecord | StageRecord) -> dict[str, Any]:
-    values: dict[str, Any] = dict(record.__dict__)
-    for name, value in values.items():
-        if name == "planned_stages":
-            values[name] = _json([asdict(stage) for stage in value])
-        elif isinstance(value, Mapping | tuple):
-            values[name] = _json(dict(value) if isinstance(value, Mapping) else list(value))
-        elif isinstance(value, np.ndarray):
-            values[name] = np.packbits(value).tobytes()
-    return values
-
-
-def _trial(row: sa.RowMapping) -> TrialRecord:
-    unpacked = {name: json.loads(row[name]) if name in row else {} for name in PACKED}
-    return TrialRecord(**{**row, **unpacked, "state": State(row["state"])})
-
-
-def _prior_trial(row: sa.RowMapping) -> PriorTrial:
-    unpacked = {name: json.loads(row[name]) for name in ("params", "distributions", "values")}
-    return PriorTrial(**{**row, **unpacked, "values": tuple(unpacked["values"])})
-
-
-def _stage(row: sa.RowMapping) -> StageRecord:
-    values: dict[str, Any] = {
-        **row,
-        "config": json.loads(row["config"]),
-        "facts": json.loads(row["facts"]),
-        "warnings": tuple(json.loads(row["warnings"])),
-    }
-    if row["verdicts"] is not None:
-        values["verdicts"] = _unpack(row["verdicts"], row["images"])
-    return StageRecord(**values)
-
-
-def _unpack(bits: bytes, count: int) -> NDArray[np.bool_]:
-    return np.unpackbits(np.frombuffer(bits, np.uint8), count=count).astype(bool)
 
 
 __all__ = ["CLOSED", "OPEN", "Ledger", "Split"]

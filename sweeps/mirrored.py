@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sweeps.columns import Column, cell_of, is_done
+from sweeps.overfitting import read_overfitting
+from sweeps.parents import count_siblings, parent_of
 from sweeps.records import CLOSED, LAUNCHED, Event, StageRecord, State, TrialRecord
 from sweeps.snapshot import Snapshot, accuracy, exactness, flatten, last_line, searched
 from sweeps.summary import headline
@@ -32,17 +34,20 @@ class Metric(NamedTuple):
 
 def params_of(trial: TrialRecord) -> dict[str, str]:
     """Return the configuration under flat names: ``jasmin.k``, ``training.epochs``; what is None is absent."""
-    flat = flatten({k: v for k, v in trial.config.items() if k != "methods"}) | flatten(trial.config.get("methods", {}))
+    parent = parent_of(trial)
+    config = {k: v for k, v in trial.config.items() if k not in ("methods", "start_from")}
+    config |= {} if parent is None else {"start_from": parent}
+    flat = flatten(config) | flatten(trial.config.get("methods", {}))
     named = {_key(name): str(value) for name, value in flat.items() if value is not None}
     return {name: value[:LONGEST_TAG] for name, value in ({"method": trial.label} | named).items() if value != "[]"}
 
 
 def param_names(trial: TrialRecord) -> dict[str, str]:
-    """Return the name in MLflow of every searched parameter: ``jasmin+adversarial.jasmin.k`` → ``jasmin.k``."""
+    """Return the name in MLflow of every searched parameter: ``jasmin+adversarial/jasmin.k`` → ``jasmin.k``."""
     logged = params_of(trial)
     names = {}
     for name in trial.params:
-        parts = name.split(".")
+        parts = name.rpartition("/")[2].split(".")
         ends = [".".join(parts[start:]) for start in range(len(parts))]
         names[name] = next((end for end in ends if end in logged), name)
     return names
@@ -69,12 +74,14 @@ def finals(snapshot: Snapshot, trial: TrialRecord, events: Iterable[Event]) -> l
     """Return clean_acc first (MLflow's compare page starts with what was logged first), then what the attacks left.
 
     The step of an attack's metric is the position of its last part: robust_acc and pgd_acc show how a bound falls, and
-    their last value is what is known.
+    their last value is what is known. So it is with cost/parent_s, whose step counts the trials that share the parent.
     """
     trained = next((_ms(e.at) for e in events if e.kind == "trained"), None)
     rows: list[tuple[str, float | None, int, int]] = []
     if trained is not None:
         rows += [("clean_acc", trial.clean_acc, trained, 0), ("cost/train_s", trial.train_seconds, trained, 0)]
+        siblings = count_siblings(trial, snapshot.parents, snapshot.trials)
+        rows.append(("cost/parent_s", snapshot.parent_seconds.get(trial.number), trained, siblings))
     done = [stage for stage in snapshot.stages_of(trial) if is_done(stage)]
     for stage in done:
         at, prefix = _ended(stage), "test_" if stage.split == "test" else ""
@@ -85,6 +92,18 @@ def finals(snapshot: Snapshot, trial: TrialRecord, events: Iterable[Event]) -> l
     for column in snapshot.columns:
         rows += _of_column(column, done)
     return [Metric(_key(k), float(v), at, step) for k, v, at, step in rows if v is not None and math.isfinite(v)]
+
+
+def overfitting_finals(history: Sequence[Mapping[str, float]], events: Iterable[Event]) -> list[Metric]:
+    """Return best_robust_epoch and robust_overfitting (best epoch minus last) of a trained trial that was monitored."""
+    trained = next((_ms(e.at) for e in events if e.kind == "trained"), None)
+    found = read_overfitting(history)
+    if trained is None or found is None:
+        return []
+    return [
+        Metric("best_robust_epoch", float(found.best_epoch), trained, 0),
+        Metric("robust_overfitting", found.lost, trained, 0),
+    ]
 
 
 def _of_column(column: Column, done: Sequence[StageRecord]) -> list[tuple[str, float | None, int, int]]:

@@ -29,6 +29,21 @@ def front(points: Sequence[Point]) -> list[int]:
     return [int(i) for i in np.flatnonzero(moocore.is_nondominated(values, maximise=True, keep_weakly=True))]
 
 
+def hypervolume(points: Sequence[Point]) -> float:
+    """Return what the points dominate of the box from the origin, values in [0, 1]: a share of all there could be.
+
+    The reference point is the origin and nothing is scaled (our choice: accuracies are fractions already).
+
+    hypervolume([(0.9, 0.2), (0.5, 0.4)])  # 0.28
+    """
+    if not points:
+        return 0.0
+    import moocore
+
+    values = np.asarray(points, dtype=float)
+    return float(moocore.hypervolume(values, ref=np.zeros(values.shape[1]), maximise=True))
+
+
 def spread(points: Sequence[Point], limit: int) -> list[int]:
     """Choose at most `limit` points, evenly along the first objective and both ends included; positions, ascending."""
     order = sorted(range(len(points)), key=lambda i: (points[i], i))
@@ -38,6 +53,23 @@ def spread(points: Sequence[Point], limit: int) -> list[int]:
         return []
     steps = [0] if limit == 1 else [round(i * (len(order) - 1) / (limit - 1)) for i in range(limit)]
     return sorted(order[step] for step in steps)
+
+
+def knee(points: Sequence[Point]) -> int | None:
+    """Return the position of the knee of a front of two objectives, past which a little of one costs much of the other.
+
+    It is the point farthest above the line between the two ends, both objectives scaled to the front's range (Das
+    1999's definition, scaled: our choice, because clean accuracies usually span less). None for fewer than three
+    different points, or where none lies above the line.
+    """
+    values = np.asarray(points, dtype=float)
+    if len(set(points)) < 3 or values.shape[1] != 2:
+        return None
+    low, high = values.min(axis=0), values.max(axis=0)
+    scaled = (values - low) / np.where(high > low, high - low, 1.0)
+    above = scaled.sum(axis=1) - 1  # the ends of a front are (0, 1) and (1, 0)
+    best = int(np.argmax(above))
+    return best if above[best] > 0 else None
 
 
 def next_unsettled(points: Sequence[Point], exact: Sequence[bool]) -> int | None:

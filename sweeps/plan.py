@@ -12,6 +12,7 @@ from sweeps.config import SweepConfig
 from sweeps.disk import MARGIN_BYTES, free_bytes, in_words
 from sweeps.folder import DEFAULT_STORAGE
 from sweeps.forecast import Plan, StageFigures, describe
+from sweeps.sections import GivenParent
 from trainables.attack import Threat
 from trainables.monitor import threat_of
 
@@ -75,11 +76,23 @@ def _size_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     for sentence in plan.left_out:
         yield "weights", sentence
     yield "training", f"{plan.epochs} epochs, {plan.steps} steps per trial; {plan.image_passes} image passes in all"
+    yield from _parent_rows(plan)
     if plan.monitor_passes is not None:
         monitor = plan.config.monitor
         when = "epoch" if monitor.every == 1 else f"{monitor.every} epochs"
         attack = f"PGD-{monitor.steps} on {monitor.images:,} images of two splits every {when}"
         yield "monitor", f"{attack}, {_threat(threat_of(monitor))}; {plan.monitor_passes} passes per trial"
+
+
+def _parent_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    for parent in plan.parents:
+        recipe, children = parent.recipe, ", ".join(parent.children)
+        how = f"{recipe.epochs} epochs, {parent.steps} steps, {recipe.optimizer} at {recipe.learning_rate:.3g}"
+        yield "parents", f"{parent.label}: {parent.method}, {how}, once before the trials, for {children}"
+    for entry in plan.config.parents:
+        if isinstance(entry, GivenParent):
+            children = ", ".join(e.label for e in plan.config.methods if e.start_from == entry.name)
+            yield "parents", f"{entry.name}: {entry.checkpoint}, for {children}"
 
 
 def _method_rows(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -115,7 +128,8 @@ def _attack_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _name(stage: StageFigures, usual: Threat) -> str:
     parts = f", {stage.parts} parts" if stage.parts > 1 else ""
-    return stage.label + parts + ("" if stage.threat == usual else f", {_threat(stage.threat)}")
+    made_on = f", made on the {stage.surrogate}" if stage.surrogate else ""
+    return stage.label + parts + ("" if stage.threat == usual else f", {_threat(stage.threat)}") + made_on
 
 
 def _threat(threat: Threat) -> str:

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.domains import thin
+from search_spaces.errors import ModelError, ParentChanged
 from sweeps.config import SweepConfig
 from sweeps.rules import MAX_MODELS
+from sweeps.sections import GivenParent
 from trainables import hub
 from trainables.config import ModelConfig
 from trainables.dataset import Dataset, Splits
+from trainables.parent import check_sha256
 from trainables.registry import find, load_plugins
 from trainables.vit import check_weights
 
@@ -59,14 +62,18 @@ def stage(config: SweepConfig, say: Say) -> list[Staged]:
 
 
 def stage_weights(config: SweepConfig, say: Say) -> list[Staged]:
-    """Fetch the pretrained weights of every model that the sweep may draw, and list local weights beside them."""
+    """Fetch the pretrained weights of every model that the sweep may draw, and list local weights beside them.
+
+    Raises: ModelError if something cannot be had, or the checkpoint of a parent is not what it was.
+    """
     staged = []
     for name in pretrained_models(config):
         if missing := hub.to_fetch(name):
             say(missing)
         staged.append(_staged(f"pretrained {name}", hub.fetch(name)))
     local = dict.fromkeys(model.weights for model in config.model.discrete_corners() if model.weights is not None)
-    return staged + [_staged("weights", path) for path in local]
+    staged += [_staged("weights", path) for path in local]
+    return staged + [_staged(f"parent {parent.name}", _checked(parent)) for parent in _given(config)]
 
 
 def stage_data(config: SweepConfig, say: Say) -> Staged:
@@ -82,10 +89,11 @@ def stage_data(config: SweepConfig, say: Say) -> Staged:
 def check_fit(config: SweepConfig, splits: Splits) -> list[str]:
     """Return what the models of the sweep leave out of the weights that they start from, each sentence once.
 
-    Nothing is fetched, and of pretrained weights nothing is read. ModelError if weights do not fit.
+    Nothing is fetched, and of pretrained weights nothing is read. ModelError if weights do not fit, or the
+    checkpoint of a parent is not what it was.
     """
     models = thin(list(dict.fromkeys(config.model.discrete_corners())), MAX_MODELS)
-    notes = [_notes(model, splits) for model in models]
+    notes = [_notes(model, splits) for model in models] + [_parent_notes(p, models[0], splits) for p in _given(config)]
     return list(dict.fromkeys(note for found in notes for note in found))
 
 
@@ -96,6 +104,27 @@ def pretrained_models(config: SweepConfig) -> list[str]:
 
 def _notes(model: ModelConfig, splits: Splits) -> tuple[str, ...]:
     return check_weights(model, num_classes=splits.num_classes, channels=splits.channels)
+
+
+def _given(config: SweepConfig) -> list[GivenParent]:
+    return [parent for parent in config.parents if isinstance(parent, GivenParent)]
+
+
+def _checked(parent: GivenParent) -> Path:
+    try:
+        check_sha256(parent.checkpoint, parent.sha256, parent.name)
+    except ParentChanged as error:
+        raise ModelError(str(error)) from error
+    return parent.checkpoint
+
+
+def _parent_notes(parent: GivenParent, model: ModelConfig, splits: Splits) -> tuple[str, ...]:
+    """Return what the model leaves out of a parent's checkpoint."""
+    weights = model.model_copy(update={"pretrained": False, "weights": _checked(parent)})
+    try:
+        return _notes(weights, splits)
+    except ModelError as error:
+        raise ModelError(f"parents.{parent.name}.checkpoint: {str(error).removeprefix('model.weights: ')}") from error
 
 
 def _dataset(config: SweepConfig) -> Dataset[Any]:

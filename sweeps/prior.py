@@ -63,8 +63,8 @@ def read_prior(other: Ledger, config: SweepConfig, objective: PlannedStage | Non
     Args:
         objective: the stage by which this sweep measures robust accuracy for its search; None if it attacks nothing.
         data_digest: of this sweep's images.
-    Raises: ConfigurationChanged with the differences, if objectives, images, the attack of the search or the searched
-        parameters are not the same; ranges and lists of values may differ.
+    Raises: ConfigurationChanged with the differences, if objectives, images, the attack of the search, parents or the
+        searched parameters are not the same; ranges and lists of values may differ.
     """
     sweep = other.sweep()
     theirs = parse_sweep(sweep.document)
@@ -76,7 +76,7 @@ def read_prior(other: Ledger, config: SweepConfig, objective: PlannedStage | Non
         lines = "\n".join(f"  {line}" for line in differences)
         raise ConfigurationChanged(
             f"the trials of {sweep.name!r} are no prior knowledge for this sweep; there -> here:\n{lines}\n"
-            "Objectives, images, the first attack and the searched parameters have to be the same."
+            "Objectives, images, the first attack, parents and the searched parameters have to be the same."
         )
     domains = config.domains()
     stages = {s.number: s for s in other.stages() if s.split == "validation" and s.position == 0}
@@ -112,11 +112,13 @@ def distribution_of(domain: Domain) -> BaseDistribution:
 
 
 def _question(config: SweepConfig, objective: PlannedStage | None, data_digest: str) -> dict[str, Any]:
-    """Return what two sweeps must share for the trials of one to mean something to the other."""
+    """Return what two sweeps must share for the trials of one to mean something to the other: a method's label names a
+    parent, and says nothing of what that is."""
     return {
         "objectives": list(config.objectives),
         "images": data_digest,
         "attack": _attack(objective) if "robust_acc" in config.objectives else ABSENT,
+        "parents": {parent.name: parent.plain() for parent in config.parents},
         "parameters": {name: type(domain).__name__ for name, domain in sorted(config.domains().items())},
     }
 

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from sweeps.ledger import Ledger
+from sweeps.parents import called
 from sweeps.records import CLOSED, OPEN, State, TrialRecord
 from sweeps.summary import front_of
 
@@ -51,7 +52,8 @@ class Progress:
         sweep = self._ledger.sweep()
         trials = self._ledger.trials(bare=True)
         remaining = self._eta(trials, sweep.requested, now - self._started)
-        self._live.update(render_block(trials, sweep.requested, sweep.objectives, remaining), refresh=True)
+        block = render_block(trials, sweep.requested, sweep.objectives, remaining, self._ledger.parents())
+        self._live.update(block, refresh=True)
 
     def _eta(self, trials: Sequence[TrialRecord], requested: int, elapsed: float) -> float | None:
         closed = sum(t.state in CLOSED for t in trials)
@@ -60,12 +62,19 @@ class Progress:
 
 
 def render_block(
-    trials: Sequence[TrialRecord], requested: int, objectives: Sequence[str], remaining_s: float | None
+    trials: Sequence[TrialRecord],
+    requested: int,
+    objectives: Sequence[str],
+    remaining_s: float | None,
+    parents: Sequence[TrialRecord] = (),
 ) -> RenderableType:
     """Draw the block: a bar, what is open, the best value of each objective and the size of the front."""
     closed = sum(t.state in CLOSED for t in trials)
     counts = {state: sum(t.state is state for t in trials) for state in (*OPEN, State.FAILED)}
-    now = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "nothing running"
+    open_parents = [p for p in parents if p.state in (State.PROPOSED, State.TRAINING)]
+    here = [f"{called(p)} {p.state}, {p.epochs} epochs done" for p in open_parents]
+    here += [f"{count} {state}" for state, count in counts.items() if count]
+    now = ", ".join(here) or "nothing running"
     left = "" if remaining_s is None else f"   about {_clock(remaining_s)} left"
     members = front_of(trials, objectives)
     best = [f"best {o} {max(v for t in members if (v := t.value(o)) is not None):.3f}" for o in objectives if members]

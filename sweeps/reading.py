@@ -5,20 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from search_spaces.config import Config
 from search_spaces.errors import Problem, SweepError
 from search_spaces.problems import Path, unknown_key, validate
 from search_spaces.space import Space, read_space
-from sweeps.sections import AttackPlan, AttackSection, GeneralSections, MethodEntry, Stage, TestPlan
-from trainables.attack import Threat
-from trainables.config import DataConfig, ModelConfig, TrainingConfig
-from trainables.registry import Kind, UnknownName, find, load_plugins
+from sweeps.parent_reading import read_parents
+from sweeps.sections import AttackPlan, AttackSection, GeneralSections, MethodEntry, ParentEntry, Stage, TestPlan
+from sweeps.stack_reading import find_type, read_entry, read_stack
+from trainables.attack import Surrogate, Threat
+from trainables.config import DataConfig, ModelConfig, TrainingConfig, label_of
+from trainables.registry import find, load_plugins
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 DEFAULT_METHODS = ("plain",)
-SECTIONS = ("model", "data", "training", "methods", "attacks", *GeneralSections.model_fields)
+SECTIONS = ("model", "data", "training", "parents", "methods", "attacks", *GeneralSections.model_fields)
 """The keys of a document."""
 COLUMN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 MANY_CLASSES = 10
@@ -34,6 +36,8 @@ class Sections:
     training: Space[TrainingConfig] | None = None
     methods: list[MethodEntry] = field(default_factory=list)
     """In the order of the document; a broken entry is missing and "methods" is in `broken`."""
+    parents: dict[str, ParentEntry] = field(default_factory=dict)
+    """By name; broken ones are missing and "parents" is in `broken`."""
     positions: dict[str, int] = field(default_factory=dict)
     """Label of a method entry → its place in the list."""
     attacks: AttackPlan | None = None
@@ -54,6 +58,8 @@ def read_sections(document: Mapping[str, Any]) -> Sections:
     parsed.training, problems = read_space(TrainingConfig, section("training"), ("training",), search_by_default=False)
     parsed.problems += problems
     parsed.data, problems = _read_data(section("data"))
+    parsed.problems += problems
+    parsed.parents, problems = read_parents(section("parents"), parsed.training)
     parsed.problems += problems
     _read_methods(section("methods"), parsed)
     if section("attacks") is not None:
@@ -90,7 +96,7 @@ def _read_data(section: Any) -> tuple[DataConfig | None, list[Problem]]:
     name = DataConfig().name
     if isinstance(section, Mapping) and "name" in section:
         name = section["name"]
-    config_type, problems = _find_type("datasets", name, ("data", "name"))
+    config_type, problems = find_type("datasets", name, ("data", "name"))
     if config_type is None:
         return None, problems
     return validate(config_type, section, ("data",))
@@ -108,9 +114,12 @@ def _read_methods(section: Any, parsed: Sections) -> None:
         return
     for position, value in enumerate(entries):
         path = ("methods", position)
-        spaces, problems = _read_stack(value, path)
+        stack, parent, problems = _split_parent(value, path)
+        spaces: dict[str, Space[Any]] = {}
+        if not problems:
+            spaces, problems = read_stack(stack, path)
         parsed.problems += problems
-        label = "+".join(spaces)
+        label = label_of(spaces, parent)
         if problems:
             continue
         if label in parsed.positions:
@@ -119,24 +128,22 @@ def _read_methods(section: Any, parsed: Sections) -> None:
             parsed.problems.append(Problem(path, message, "Join their domains in one entry."))
             continue
         parsed.positions[label] = position
-        parsed.methods.append(MethodEntry(label, spaces))
+        parsed.methods.append(MethodEntry(label, spaces, parent))
 
 
-def _read_stack(value: Any, path: Path) -> tuple[dict[str, Space[Any]], list[Problem]]:
-    named, problems = _read_entry(value, path)
-    spaces: dict[str, Space[Any]] = {}
-    for name, section in named.items():
-        where = path if isinstance(value, str) else (*path, name)
-        if name in ("model", "training", "method"):
-            problems.append(Problem(where, f"{name!r} cannot be a method: its parameters would look like the sweep's."))
-            continue
-        config_type, unknown = _find_type("methods", name, where)
-        problems += unknown
-        if config_type is not None:
-            space, found = read_space(config_type, section, where, search_by_default=True)
-            problems += found
-            spaces |= {name: space} if space is not None else {}
-    return spaces, problems
+def _split_parent(value: Any, path: Path) -> tuple[Any, str | None, list[Problem]]:
+    """Return an entry without its `start_from`, and that."""
+    if not isinstance(value, Mapping) or "start_from" not in value:
+        return value, None, []
+    stack = {name: settings for name, settings in value.items() if name != "start_from"}
+    parent = value["start_from"]
+    if not isinstance(parent, str):
+        problem = Problem((*path, "start_from"), f"expected the name of a parent; found {parent!r}.")
+        return stack, None, [problem]
+    if not stack:
+        message = f"expected a method that goes on from {parent}; found none."
+        return stack, parent, [Problem(path, message, "Ordinary fine-tuning is plain: {}.")]
+    return stack, parent, []
 
 
 def read_attacks(section: Any, where: Path = ("attacks",)) -> tuple[AttackPlan | None, list[Problem]]:
@@ -172,7 +179,7 @@ def _read_stages(section: Any, threat: Threat, path: Path) -> tuple[list[Stage],
     problems: list[Problem] = []
     for position, value in enumerate(section if isinstance(section, list | tuple) else ()):
         here = (*path, position)
-        named, found = _read_entry(value, here)
+        named, found = read_entry(value, here)
         problems += found
         if not found:
             stage, found = _read_attack(named, threat, here, bare=isinstance(value, str))
@@ -189,18 +196,27 @@ def _read_columns(section: Any, plan: Threat, path: Path) -> tuple[dict[str, Sta
         if not COLUMN_NAME.fullmatch(str(label)):
             problems.append(Problem(here, "a column's name is 1 to 40 letters, digits, dots, underscores and hyphens."))
             continue
-        named, found = _read_entry(value, here)
+        named, found = read_entry(value, here)
         problems += found
         if found:
             continue
+        surrogate, found = _read_surrogate(named.pop("surrogate", None), (*here, "surrogate"))
+        problems += found
         ball = {key: named.pop(key) for key in Threat.model_fields if key in named}
         threat, found = validate(Threat, {**plan.plain(), **ball}, here)
         problems += found
         if not found:
             stage, found = _read_attack(named, threat, here, bare=isinstance(value, str))
             problems += found
-            columns |= {} if stage is None else {label: stage.model_copy(update={"label": label})}
+            kept = {"label": label, "surrogate": surrogate}
+            columns |= {} if stage is None else {label: stage.model_copy(update=kept)}
     return columns, problems
+
+
+def _read_surrogate(value: Any, path: Path) -> tuple[Any, list[Problem]]:
+    if value is None or value in get_args(Surrogate):
+        return value, []
+    return None, [Problem(path, f"expected {' or '.join(get_args(Surrogate))}; found {value!r}.")]
 
 
 def _taken(columns: Mapping[str, Stage], cascade: Iterable[Stage]) -> Iterator[tuple[str, str]]:
@@ -219,12 +235,15 @@ def _read_attack(
     named: Mapping[str, Any], threat: Threat, here: Path, *, bare: bool
 ) -> tuple[Stage | None, list[Problem]]:
     """Read one attack, its name and settings, for a ball. Args: bare: it was written as a name alone."""
+    if "surrogate" in named:
+        message = "a surrogate belongs to a column: what the cascade leaves standing is the model's own robustness."
+        return None, [Problem((*here, "surrogate"), message, "Move the attack to attacks.columns.")]
     if len(named) != 1:
         found = f"the keys {', '.join(named)}" if named else "none"
         return None, [Problem(here, f"expected one attack, such as pgd or pgd: {{steps: 20}}; found {found}.")]
     name, settings = next(iter(named.items()))
     where = here if bare else (*here, name)
-    config_type, problems = _find_type("attacks", name, where)
+    config_type, problems = find_type("attacks", name, where)
     if config_type is None:
         return None, problems
     config, problems = validate(config_type, settings, where)
@@ -234,22 +253,3 @@ def _read_attack(
 def _unique(name: str, stages: list[Stage]) -> str:
     count = sum(stage.attack == name for stage in stages)
     return f"{name}_{count + 1}" if count else name
-
-
-def _read_entry(value: Any, path: Path) -> tuple[dict[str, Any], list[Problem]]:
-    """Read a name, or a mapping of names to settings."""
-    if isinstance(value, str):
-        return {value: None}, []
-    if isinstance(value, Mapping) and value:
-        return dict(value), []
-    return {}, [Problem(path, f"expected a name, or a mapping from names to settings; found {value!r}.")]
-
-
-def _find_type(kind: Kind, name: Any, path: Path) -> tuple[Any, list[Problem]]:
-    """Return (configuration type, []), or (None, problems) if no class has that name."""
-    if not isinstance(name, str):
-        return None, [Problem(path, f"expected a name; found {name!r}.")]
-    try:
-        return find(kind, name).Config, []
-    except UnknownName as error:
-        return None, [Problem(path, str(error))]

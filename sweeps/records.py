@@ -72,6 +72,8 @@ class PlannedStage:
     """Whether adversarial images are kept beside the verdicts."""
     passes: tuple[int, int] | None = None
     """Fewest and most forward passes for one image, a backward pass counted as two; None if the attack does not say."""
+    surrogate: Literal["backbone"] | None = None
+    """The model that the attack sees, to be transferred to the judged one; None is the judged one."""
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> PlannedStage:

@@ -20,6 +20,7 @@ from sweeps.sections import (
     FailurePolicy,
     FailuresSection,
     MemoryPolicy,
+    ParentSection,
     RepeatedPolicy,
     ResourcesSection,
     SearchSection,
@@ -33,7 +34,7 @@ HEAD = """# The YAML file
 
 Written by `python -m sweeps.reference` from the configuration models; do not edit.
 
-A file has the sections `model`, `data`, `training`, `methods`, `objectives`, `attacks`, `monitor`, `search`,
+A file has the sections `model`, `data`, `training`, `parents`, `methods`, `objectives`, `attacks`, `monitor`, `search`,
 `resources`, `tracking`, `failures`, `plugins` and `name`; all are optional. Numbers may be written as fractions
 (`2/255`). Relative paths are relative to the working directory. `--set key=value` replaces a value:
 `--set methods[1].jasmin.k=0`.
@@ -55,12 +56,32 @@ configurations to try first: `{method: jasmin, jasmin.k: 0, training.learning_ra
 drawn. With `search: grid` these and nothing else are trained, or without any every combination of the listed values;
 `search.replicates` trains each of them again with other seeds. `plugins` lists Python files, each with a class named
 after the file (`my_method.py`: `MyMethod`).
+
+`parents` names models that trials start from, in place of fresh or pretrained weights:
+
+```yaml
+parents:
+  robust: {methods: {adversarial: {epsilon: 8/255}}, training: {epochs: 40}}
+  given: {checkpoint: weights.safetensors}
+methods:
+  - plain
+  - safer: {rho: 0.05}
+    start_from: robust
+  - plain: {}
+    start_from: given
+```
+
+The second entry is called `safer@robust`, its parameters `safer@robust/safer.fraction` and so on. A parent is trained
+once per sweep, before the first trial is proposed, and shared by all its children; two names with the same
+configuration are one training. It is no trial: neither searched, nor attacked, nor counted. Its cost is booked to its
+children in equal parts. If it fails for good, the driver stops.
 """
 
 SECTIONS: tuple[tuple[str, type[Config]], ...] = (
     ("model", ModelConfig),
     ("data", DataConfig),
     ("training", TrainingConfig),
+    ("parents.NAME", ParentSection),
     ("attacks", AttackSection),
     ("attacks.test", TestSection),
     ("monitor", MonitorConfig),
@@ -106,7 +127,8 @@ def _table(config: type[Config], left_out: tuple[str, ...]) -> str:
 def _rows(config: type[Config]) -> Iterator[tuple[str, str]]:
     domains = config.domains()
     for name, field in config.model_fields.items():
-        default = "required" if field.default is PydanticUndefined else f"`{written(field.default)}`"
+        value = field.get_default(call_default_factory=True)
+        default = "required" if value is PydanticUndefined else f"`{written(value)}`"
         if isinstance(field.default, Config):
             default = "see below"
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()

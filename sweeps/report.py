@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from sweeps.columns import threat_notes, usual_threat
 from sweeps.figures import front_figure
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
+from sweeps.overfitting import overfitting_by_method
 from sweeps.records import LAUNCHED, OPEN, State, TrialRecord
 from sweeps.report_markdown import render_markdown
 from sweeps.report_rows import (
     cost_rows,
     failure_groups,
     flag_groups,
+    method_rows,
+    overfitting_rows,
     parts_table,
     replicate_row,
     titles,
@@ -32,6 +36,7 @@ from sweeps.summary import headline, sweep_state
 def build_report(ledger: Ledger, folder: SweepFolder) -> tuple[Path, Path]:
     """Write report.html and report.md into the sweep's folder and return their paths; works at any time."""
     snapshot, state = Snapshot.read(ledger), sweep_state(ledger)
+    snapshot = replace(snapshot, overfitting=tuple(overfitting_by_method(ledger, snapshot.trials)))
     _write(folder.report_html, render_html(snapshot, state, folder.command("ui")))
     _write(folder.report_markdown, render_markdown(snapshot, state))
     return folder.report_html, folder.report_markdown
@@ -57,10 +62,12 @@ def render_html(snapshot: Snapshot, state: str, ui_command: str) -> str:
         figure=figure and Markup(_script_json(figure)),
         plotly_js=figure and Markup(_plotly_js()),
         front=[trial_row(snapshot, t) for t in snapshot.front],
+        methods=method_rows(snapshot),
         replicates=[replicate_row(snapshot, r) for r in snapshot.replicates],
         rows=[trial_row(snapshot, t) for t in snapshot.trials],
         columns=titles(snapshot),
         parts=parts_table(snapshot),
+        overfitting=overfitting_rows(snapshot),
         failures=failure_groups(snapshot.trials),
         flags=flag_groups(snapshot),
         warnings=warning_groups(snapshot),

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sweeps.records import TrialRecord
-from sweeps.report_rows import cell_texts, flag_groups, replicate_row, titles, warning_groups
+from sweeps.report_rows import (
+    cell_texts,
+    flag_groups,
+    method_rows,
+    overfitting_rows,
+    replicate_row,
+    titles,
+    warning_groups,
+)
 from sweeps.snapshot import ABSENT, Snapshot, accuracy, exactness, searched
 from sweeps.summary import headline
 
@@ -20,10 +28,12 @@ def render_markdown(snapshot: Snapshot, state: str) -> str:
         "or were spared because the trial is behind the front.\n",
         f"## Pareto front\n{settled}",
         _markdown_table(snapshot, snapshot.front),
+        *(["\n## Methods\n", _markdown_methods(snapshot)] if method_rows(snapshot) else []),
         *(["\n## Replicates\n", _markdown_replicates(snapshot)] if snapshot.replicates else []),
         "\n## All trials\n",
         _markdown_table(snapshot, snapshot.trials),
         *(["\n## Attacks\n", _markdown_attacks(snapshot)] if snapshot.columns else []),
+        *(["\n## Robust overfitting\n", _markdown_overfitting(snapshot)] if snapshot.overfitting else []),
         *(
             ["\n## Warnings and flags\n", _markdown_flags(snapshot)]
             if snapshot.flags or warning_groups(snapshot)
@@ -43,6 +53,14 @@ def _markdown_table(snapshot: Snapshot, trials: Iterable[TrialRecord]) -> str:
     return _markdown(rows)
 
 
+def _markdown_methods(snapshot: Snapshot) -> str:
+    names = {key: key for key in ("method", "trials", "finished", "failed")}
+    names |= {"on_front": "on the front", "hypervolume": "hypervolume", "epochs": "epochs", "training": "training"}
+    names |= {"parents": "parents", "attacking": "attacks", "passes": "passes"}
+    rows = [[str(row[key]) for key in names] for row in method_rows(snapshot)]
+    return _markdown([list(names.values()), ["---"] * len(names), *rows])
+
+
 def _markdown_attacks(snapshot: Snapshot) -> str:
     names = ("trial", *titles(snapshot))
     rows = [names, ("---",) * len(names)]
@@ -51,6 +69,18 @@ def _markdown_attacks(snapshot: Snapshot) -> str:
         if any(cell != ABSENT for cell in cells):
             rows.append((str(trial.number), *cells))
     return _markdown(rows)
+
+
+def _markdown_overfitting(snapshot: Snapshot) -> str:
+    names = ("method", "trials", "lost", "most lost", "gap", "best epoch")
+    rows: list[tuple[str, ...]] = [names, ("---",) * len(names)]
+    for row in overfitting_rows(snapshot):
+        figures = (row["lost"], row["worst"], row["gap"], row["best_epoch"])
+        rows.append((row["method"], str(row["trials"]), *figures))
+    return (
+        "Accuracy under the monitor's attack, means over the trials of a method. Lost: best epoch minus last, on "
+        "validation images; gap: training images minus validation images, after the last epoch.\n\n" + _markdown(rows)
+    )
 
 
 def _markdown_flags(snapshot: Snapshot) -> str:

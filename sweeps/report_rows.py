@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sweeps.columns import Cell, bounded, usual_threat
 from sweeps.costs import Cost
+from sweeps.parents import called, children_of
 from sweeps.records import LAUNCHED, PlannedStage, StageRecord, State, TrialRecord
 from sweeps.replicates import Replicates
 from sweeps.snapshot import (
@@ -76,6 +77,30 @@ def replicate_row(snapshot: Snapshot, replicates: Replicates) -> dict[str, Any]:
     }
 
 
+def method_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """What each method came to and what it cost; empty if there is only one."""
+    if len(snapshot.by_method) < 2:
+        return []
+    return [
+        {
+            "method": row.label,
+            "colour": snapshot.colours[row.label],
+            "trials": row.trials,
+            "finished": row.finished,
+            "failed": row.failed,
+            "front": list(row.front),
+            "on_front": row.on_front,
+            "hypervolume": bounded(row.hypervolume, row.exact) if row.front else ABSENT,
+            "epochs": f"{row.epochs:,}",
+            "training": duration(row.train_seconds),
+            "parents": duration(row.parent_seconds) if row.parent_seconds else ABSENT,
+            "attacking": duration(row.attack_seconds),
+            "passes": f"{row.passes:,}",
+        }
+        for row in snapshot.by_method
+    ]
+
+
 def titles(snapshot: Snapshot) -> list[str]:
     """Return the heads of the columns of attacks."""
     usual = usual_threat(snapshot.columns)
@@ -117,6 +142,22 @@ def _part_cell(stage: StageRecord | None) -> str:
     if stage is None:
         return ABSENT
     return str(stage.survivors) if stage.state == "done" else stage.state
+
+
+def overfitting_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """What the trials of each method lost to robust overfitting; empty if no monitor was on."""
+    return [
+        {
+            "method": row.label,
+            "colour": snapshot.colours[row.label],
+            "trials": row.trials,
+            "lost": f"{row.lost:.3f}",
+            "worst": f"{row.worst:.3f}",
+            "gap": f"{row.gap:.3f}",
+            "best_epoch": f"{row.best_epoch:.1f}",
+        }
+        for row in snapshot.overfitting
+    ]
 
 
 def failure_groups(trials: Iterable[TrialRecord]) -> list[dict[str, Any]]:
@@ -161,6 +202,7 @@ def cost_rows(snapshot: Snapshot) -> list[tuple[str, str]]:
     costs = [
         ("epochs trained", f"{sum(t.epochs for t in trials):,}"),
         ("training", duration(sum(t.train_seconds or 0.0 for t in trials))),
+        *_parent_costs(snapshot),
     ]
     for column, title in zip(snapshot.columns, titles(snapshot), strict=True):
         places = {(part.split, part.position) for part in column.stages}
@@ -189,6 +231,18 @@ def cost_rows(snapshot: Snapshot) -> list[tuple[str, str]]:
             f"{mismatches:,} of {attacked:,} attacked images{share}: the attack's pass and the judge differ",
         ),
     ]
+
+
+def _parent_costs(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
+    """Say what each parent took, and what of it each child bears."""
+    for parent in snapshot.parents:
+        children = children_of(parent, snapshot.trials)
+        epochs, spent = f"{parent.epochs:,} epochs", duration(parent.train_seconds)
+        each = ""
+        if children and parent.train_seconds is not None:
+            share = duration(snapshot.parent_seconds[children[0]])
+            each = f"; {share} booked to each of its children ({len(children)})"
+        yield called(parent), f"{epochs}, {spent}{each}"
 
 
 def _all(snapshot: Snapshot) -> Iterable[StageRecord]:

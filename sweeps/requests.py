@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from search_spaces.durable_files import make_folder, write_whole
 from search_spaces.faults import durable
+from sweeps.parents import called
 from sweeps.records import PriorTrial
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Granted:
     """What a request came to."""
 
     changed: tuple[int, ...] = ()
-    """Trials that were stopped or opened again."""
+    """Trials that were stopped or opened again; parents by their negative numbers."""
     left: Mapping[int, str] = field(default_factory=dict)
     """Trials for which there was nothing to do, with their state."""
 
@@ -86,7 +87,8 @@ def grant_waiting(ledger: Ledger, folder: Path, say: Callable[[str], None]) -> l
         granted = ledger.grant(request)
         if granted is not None:
             fresh.append((request, granted))
-            for line in describe(request, granted):
+            parents = {row.number: called(row) for row in ledger.parents()}
+            for line in describe(request, granted, parents):
                 say(line)
         with durable("request.remove") as write:
             (folder / f"{request.id}.json").unlink(missing_ok=True)
@@ -99,13 +101,17 @@ def unreadable(folder: Path) -> list[Path]:
     return [place for place in sorted(folder.glob("*.json")) if _read(place) is None and place.exists()]
 
 
-def describe(request: Request, granted: Granted) -> Iterator[str]:
-    """Yield what a person wants to know about a request that has been granted."""
+def describe(request: Request, granted: Granted, parents: Mapping[int, str] | None = None) -> Iterator[str]:
+    """Yield what a person wants to know about a request that has been granted.
+
+    Args: parents: what the rows with negative numbers are called.
+    """
+    names = parents or {}
     past = {"stop": "is stopped", "retry": "is tried again"}
     for number in granted.changed:
-        yield f"trial {number} {past[request.kind]}"
+        yield f"{names.get(number, f'trial {number}')} {past[request.kind]}"
     for number, state in granted.left.items():
-        yield f"trial {number} is {state}: there is nothing to {request.kind}"
+        yield f"{names.get(number, f'trial {number}')} is {state}: there is nothing to {request.kind}"
     if request.known:
         yield f"{counted(len(request.known), 'known configuration')} added"
     if request.prior:

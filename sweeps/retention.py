@@ -1,7 +1,8 @@
 """What of a sweep's files nothing needs any more, and its removal: `gc`.
 
 Kept in any case: the ledger, the checkpoints of what is still to be trained or may be tried again, final weights unless
-those off the front are given up on purpose, and every verdict that a question of a plan can still ask for.
+those off the front are given up on purpose, those of parents always, and every verdict that a question of a plan can
+still ask for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from search_spaces.errors import SweepError
@@ -50,7 +51,7 @@ def find_unneeded(ledger: Ledger, folder: SweepFolder, *, weights: bool = False)
     """
     sweep, trials = ledger.sweep(), ledger.trials()
     found = [
-        ("checkpoints of trained trials", list(_checkpoints(trials, folder))),
+        ("checkpoints of trained trials", list(_checkpoints([*ledger.parents(), *trials], folder))),
         ("half-written files of dead processes", list(_temporary(folder.root))),
         ("Ray Tune's own files", [folder.scratch] if folder.scratch.exists() else []),
         ("verdicts on weights that no trial has", list(_orphans(sweep, trials, ledger, folder))),
@@ -127,10 +128,12 @@ def _questions(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Iterator[st
     load_plugins(parse_sweep(sweep.document).plugins)
     for stage in sweep.planned_stages:
         config = attack_config_type(stage.attack).model_validate(dict(stage.config))
-        question = AttackQuestion(stage.attack, config, Threat(**stage.threat), stage.seed)
+        asked = AttackQuestion(stage.attack, config, Threat(**stage.threat), stage.seed, stage.surrogate)
+        own = replace(asked, surrogate=None)  # what it asks of a model that is its own backbone
         for weights in (trial.weights_digest for trial in trials if trial.weights_digest):
             images = f"{sweep.data_digest}/{stage.split}"
-            yield question.digest_for(weights, images)
+            yield asked.digest_for(weights, images)
+            yield own.digest_for(weights, images)
             yield clean_digest(weights, images)
 
 

@@ -14,8 +14,9 @@ from search_spaces.problems import Path
 from search_spaces.space import Space
 from sweeps.grid import build_grid, discrete_values, open_parameters
 from sweeps.known import Parameter, fix_params, list_parameters
+from sweeps.parent_rules import parent_problems
 from sweeps.reading import Sections
-from sweeps.sections import AttackPlan, MethodEntry, Stage
+from sweeps.sections import AttackPlan, MethodEntry, ParentEntry, Stage, TrainedParent
 from trainables.config import ModelConfig, TrainingConfig
 from trainables.dataset import Splits
 from trainables.hub import has_pretrained
@@ -36,6 +37,7 @@ def cross_problems(parsed: Sections) -> list[Problem]:
         _objectives_need_attacks,
         _monitor_needs_a_ball,
         _weights_exist,
+        parent_problems,
         _stacks_fit_together,
         _models_can_run_the_methods,
         _attacks_can_run,
@@ -47,15 +49,26 @@ def cross_problems(parsed: Sections) -> list[Problem]:
     return [problem for rule in rules for problem in rule(parsed)]
 
 
-def data_problems(plan: AttackPlan | None, training: Space[TrainingConfig], splits: Splits) -> Iterator[Problem]:
+def data_problems(
+    plan: AttackPlan | None,
+    training: Space[TrainingConfig],
+    splits: Splits,
+    parents: Iterable[ParentEntry] = (),
+) -> Iterator[Problem]:
     """Yield what can be said only when the data are known: an attack or a batch size that does not go with them."""
     yield from attack_problems(plan, splits.num_classes)
-    for recipe in training.discrete_corners():
+    own: list[tuple[Path, TrainingConfig]] = [(("training",), recipe) for recipe in training.discrete_corners()]
+    for path, recipe in [*own, *parent_recipes(parents)]:
         try:
             steps_per_epoch(len(splits.train.labels), recipe)
         except DataError as error:
-            yield Problem(("training", "drop_last"), str(error))
+            yield Problem((*path, "drop_last"), str(error))
             return
+
+
+def parent_recipes(parents: Iterable[ParentEntry]) -> list[tuple[Path, TrainingConfig]]:
+    """Return how each parent that is trained is trained, and where that stands."""
+    return [(("parents", p.name, "training"), p.training) for p in parents if isinstance(p, TrainedParent)]
 
 
 def attack_problems(plan: AttackPlan | None, num_classes: int) -> Iterator[Problem]:
@@ -100,9 +113,18 @@ def _weights_exist(parsed: Sections) -> Iterator[Problem]:
 
 
 def _stacks_fit_together(parsed: Sections) -> Iterator[Problem]:
-    for entry in parsed.methods:
+    for path, entry in _entries(parsed):
         for reason in check_stack({name: find("methods", name) for name in entry.spaces}):
-            yield Problem(("methods", parsed.positions[entry.label]), _sentence(reason))
+            yield Problem(path, _sentence(reason))
+
+
+def _entries(parsed: Sections) -> Iterator[tuple[Path, MethodEntry]]:
+    """Yield every stack that is trained, and where it stands: those of the trials, then those of parents."""
+    for entry in parsed.methods:
+        yield ("methods", parsed.positions[entry.label]), entry
+    for parent in parsed.parents.values():
+        if isinstance(parent, TrainedParent):
+            yield ("parents", parent.name, "methods"), parent.entry
 
 
 def _models_can_run_the_methods(parsed: Sections) -> Iterator[Problem]:
@@ -113,8 +135,8 @@ def _models_can_run_the_methods(parsed: Sections) -> Iterator[Problem]:
         except ModelError as error:
             yield _model_problem(error)
             return
-    for entry in parsed.methods:
-        yield from _method_problems(entry, ("methods", parsed.positions[entry.label]), facts)
+    for path, entry in _entries(parsed):
+        yield from _method_problems(entry, path, facts)
 
 
 def _method_problems(entry: MethodEntry, path: Path, facts: Iterable[ModelFacts]) -> Iterator[Problem]:
@@ -145,7 +167,8 @@ def _data_is_there(parsed: Sections) -> Iterator[Problem]:
 def _best_epoch_has_images(parsed: Sections) -> Iterator[Problem]:
     if parsed.training is None or parsed.data is None or parsed.data.selection_fraction > 0:
         return
-    if any(config.select == "best" for config in parsed.training.discrete_corners()):
+    recipes = [*parsed.training.discrete_corners(), *(recipe for _, recipe in parent_recipes(parsed.parents.values()))]
+    if any(config.select == "best" for config in recipes):
         message = "training.select: best chooses the epoch on a share of the training images; found a share of 0."
         yield Problem(("data", "selection_fraction"), message)
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cluster.connect import connect, prepare_environment
 from cluster.resources import Shares
 from search_spaces.durable_files import make_folder, name_once, write_whole
-from search_spaces.errors import ConfigError, LeaseLost, StorageError, SweepError, SweepExists
+from search_spaces.errors import ConfigError, LeaseLost, ParentError, StorageError, SweepError, SweepExists
 from search_spaces.faults import durable
 from search_spaces.imports import quick_imports
 from sweeps.attack_plan import planned_stages
@@ -81,7 +81,7 @@ def create_sweep(
     splits = load_data(config)
     for note in check_fit(config, splits):
         say(note)
-    problems = list(data_problems(config.attacks, config.training, splits))
+    problems = list(data_problems(config.attacks, config.training, splits, config.parents))
     if problems:
         raise ConfigError(problems)
     create_ledger(config, folder, splits, _filling(config, folder, splits, prior, say))
@@ -179,8 +179,8 @@ def drive(
 
     Args: trials: new total of trials, None keeps it; change: of the configuration; take_over: take the lease whoever
         holds it.
-    Raises: LeaseHeld if another driver runs it; StorageError if its folder is full or cannot be written; DriverCrashed
-        on another error that is not a trial's.
+    Raises: LeaseHeld if another driver runs it; StorageError if its folder is full or cannot be written; ParentError if
+        a model that trials start from cannot be had; DriverCrashed on another error that is not a trial's.
     """
     require_writable(folder)
     ledger = Ledger.at(folder.ledger)
@@ -243,10 +243,12 @@ class _Drive:
         """Train, evaluate, settle the front; raises DriverCrashed after everything is put away."""
         import ray
 
+        if self.coordinator.training_needed:
+            self.coordinator.parents.require()
         self._stage()
         self._require_room()
         kept = self.coordinator.kept
-        if kept.finished or kept.continuing or kept.to_evaluate or kept.failed:
+        if kept.finished or kept.continuing or kept.to_evaluate or kept.failed or kept.parents:
             self.console.print(kept.sentence(), highlight=False)
         ours = not ray.is_initialized()
         shares = self._connect(address)
@@ -283,6 +285,8 @@ class _Drive:
             self.ledger.note_driver("driver crashed", {"error": error})
         if self.halt.lost:
             return DriverCrashed(error)
+        if self.halt.parent:
+            return ParentError(error)
         if self.halt.storage:
             return StorageError(f"{error} Nothing is lost. When that is put right: {self.folder.resume_command}")
         return DriverCrashed(f"the driver failed; nothing is lost. {self.folder.resume_command} goes on.\n{error}")
@@ -315,7 +319,8 @@ class _Drive:
         plan, later_while_training = self.config.attacks, False
         if plan is not None:
             expected = dict.fromkeys(stage.attack for stage in self.ledger.sweep().planned_stages)
-            self.coordinator.pool = EvaluationPool(shares, list(expected))
+            hang_after_s = self.config.failures.hang_after_s
+            self.coordinator.pool = EvaluationPool(shares, list(expected), hang_after_s, self._scratch)
             has_own_share = shares.evaluation_gpus > 0
             later_while_training = plan.later_stages == "idle" or (plan.later_stages == "auto" and has_own_share)
             if not self.coordinator.training_needed:
@@ -341,6 +346,7 @@ class _Drive:
         if pool is not None:
             pool.keep_to_share()
         while self.coordinator.training_needed and not self.halt:
+            self.coordinator.parents.require()
             share = self.coordinator.next_share
             self._train(shares.grown(share), share)
         if pool is not None:

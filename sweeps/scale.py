@@ -3,8 +3,8 @@
 `smoke` keeps what decides which code runs: the model family with its image, patch and token sizes (so that every k
 stays legal), the recipe, every method entry, the attacks of every stage, the search and the tracking. It shrinks what
 only costs: two narrow blocks and fresh weights; a hundred of the embedded digits, whatever the data section says, so
-that neither files nor network are needed; one epoch, short attacks on a few images, one trial per method entry. The
-figures of such a run mean nothing.
+that neither files nor network are needed; one epoch, short attacks on a few images, one trial per method entry; a
+parent that is a checkpoint becomes one that is trained. The figures of such a run mean nothing.
 
 What ``--set`` says comes afterwards and wins: ``--set data.name=arrays --set data.path=…`` gives images of one's own.
 """
@@ -17,6 +17,7 @@ from typing import Any, Literal
 from search_spaces.errors import SweepError
 from sweeps.sections import AttackSection
 from trainables.attack import Threat
+from trainables.config import label_of
 from trainables.registry import Kind, find
 
 Scale = Literal["smoke"]
@@ -46,6 +47,7 @@ def shrink(document: Mapping[str, Any], scale: Scale, stem: str) -> Section:
         "model": _model,
         "data": _data,
         "training": _training,
+        "parents": _parents,
         "methods": _methods,
         "attacks": _attacks,
         "monitor": _monitor,
@@ -91,6 +93,21 @@ def _methods(section: Any) -> Any:
     ]
 
 
+def _parents(section: Any) -> Any:
+    if not isinstance(section, Mapping):
+        return section
+    return {name: _parent(value) if isinstance(value, Mapping) else value for name, value in section.items()}
+
+
+def _parent(section: Mapping[str, Any]) -> Section:
+    """Shrink a parent as a trial; a checkpoint, which fits the whole model alone, gives way to plain fine-tuning."""
+    if "checkpoint" in section:
+        return {"methods": "plain", "training": dict(TRAINING)}
+    methods = section.get("methods")
+    shrunk = _methods([methods])[0] if methods is not None else None
+    return {**section, "methods": shrunk, "training": _training(section.get("training"))}
+
+
 def _attacks(section: Any) -> Any:
     if not isinstance(section, Mapping):
         return section
@@ -133,7 +150,7 @@ def _search(section: Any, methods: Any) -> Any:
     search = {"sampler": section} if isinstance(section, str) else section
     if not isinstance(search, Mapping | None):
         return search
-    labels = ["+".join(map(str, _as_mapping(value))) for value in methods] if isinstance(methods, list) else ["plain"]
+    labels = [_label(value) for value in methods] if isinstance(methods, list) else ["plain"]
     given = (search or {}).get("known") or []
     made = {k: v for k, v in (search or {}).items() if k != "replicates"}
     is_grid = made.get("sampler") == "grid"
@@ -144,6 +161,13 @@ def _search(section: Any, methods: Any) -> Any:
         own = [entry for entry in given if entry.get("method", label if len(labels) == 1 else None) == label]
         known += [_without_pinned(own[0])] if own else [] if is_grid else [{"method": label}]
     return {**made, "trials": len(known) or len(labels), "known": known}
+
+
+def _label(value: Any) -> str:
+    """Return the label of an entry of methods, which reading gives it."""
+    entry = _as_mapping(value)
+    parent = entry.get("start_from")
+    return label_of((str(name) for name in entry if name != "start_from"), None if parent is None else str(parent))
 
 
 def _without_pinned(entry: Mapping[str, Any]) -> Section:

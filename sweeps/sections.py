@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,8 +23,8 @@ from cluster.resources import Shares, plan_shares
 from search_spaces.config import Config, Number
 from search_spaces.space import Space
 from sweeps.folder import NAME_PATTERN, NAME_RULE
-from trainables.attack import Threat
-from trainables.config import AttackConfig, MonitorConfig, attack_config_type
+from trainables.attack import Surrogate, Threat
+from trainables.config import AttackConfig, MonitorConfig, TrainingConfig, attack_config_type
 
 
 def _or_auto(allowed: str) -> WrapValidator:
@@ -50,6 +51,9 @@ DEFAULT_TRIALS = 50
 """Trials of a sweep that names no number and has no grid."""
 
 
+Allocation = Literal["shared", "equal", "equal_seconds"]
+
+
 class SearchSection(Config):
     """How configurations are proposed; a name alone is the sampler: ``search: grid``."""
 
@@ -66,11 +70,21 @@ class SearchSection(Config):
     """Random draws before TPE starts to learn from results."""
     known: tuple[dict[str, Any], ...] = ()
     """Configurations to try first; parameters that one leaves out are drawn. In a grid none may be left out."""
+    allocation: Allocation = "shared"
+    """Who decides how much each method gets: the sampler, which prefers what does well; or each gets the same number of
+    trials, or the same seconds of training, and is searched on its own, the random draws divided among the methods."""
 
     @model_validator(mode="before")
     @classmethod
     def _a_name_is_the_sampler(cls, value: Any) -> Any:
         return {"sampler": value} if isinstance(value, str) else value
+
+    @field_validator("allocation")
+    @classmethod
+    def _a_grid_is_allocated(cls, allocation: str, info: ValidationInfo) -> str:
+        if allocation != "shared" and info.data.get("sampler") == "grid":
+            raise ValueError(f"a grid fixes the method of every trial; found {allocation} with sampler: grid")
+        return allocation
 
     @field_validator("replicates")
     @classmethod
@@ -156,10 +170,13 @@ class MemoryPolicy(FailurePolicy):
 
 
 class AttackPolicy(Config):
-    """An attack stage failed. A lost worker's part is judged again without being asked."""
+    """An attack stage failed. What it has judged is kept; its failed tries count together, whatever they failed of. A
+    lost worker's part is judged again without being asked."""
 
     halvings: Annotated[int, Field(ge=0)] = 3
     """How often a stage without memory is tried again, each time with half the batch size."""
+    hangs: Annotated[int, Field(ge=0)] = 1
+    """How often a stage that judged nothing for `failures.hang_after_s` is tried again."""
     retries: Annotated[int, Field(ge=0)] = 0
     """How often a stage that failed otherwise is tried again."""
 
@@ -170,14 +187,16 @@ class FailuresSection(Config):
     retries: Annotated[int, Field(ge=0)] = 1
     """How often a failed training is tried again, over all kinds that say nothing else."""
     hang_after_s: Annotated[Number, Field(gt=0)] | None = None
-    """A training that reports nothing for so long is ended and has failed as a hang; give several times what its
-    longest epoch takes. None waits for ever."""
+    """A training that reports nothing for so long is ended and has failed as a hang, and so is an attack stage of which
+    a worker that is ready judges no further unit for so long (to start, it has two minutes at least). A unit is up to
+    four batches of an attack, and up to 64 without one. Give several times what the longest epoch or unit takes; None
+    waits for ever."""
     crash: FailurePolicy = FailurePolicy()
     """The worker process died."""
     memory: MemoryPolicy = MemoryPolicy()
     """A device or the machine had no memory left."""
     hang: FailurePolicy = FailurePolicy()
-    """No report for `hang_after_s`."""
+    """A training's silence for `hang_after_s`; for stages see `attack`."""
     exception: FailurePolicy = FailurePolicy()
     """The training raised anything else."""
     nan: RepeatedPolicy = RepeatedPolicy()
@@ -254,6 +273,8 @@ class Stage(Config):
     """The plan's ball, or a column's own."""
     label: str
     """Unique in its plan: the attack's key, with _2, _3 … when it is there again; or the column's name."""
+    surrogate: Surrogate | None = None
+    """Of a column: the model that the attack sees instead of the judged one; None is the judged one."""
 
     @field_validator("config", mode="before")
     @classmethod
@@ -290,7 +311,8 @@ class AttackSection(Threat):
     first (part) is the search objective and judges every trial; the others judge what may lie on the front."""
     columns: dict[str, Any] = Field(default_factory=dict)
     """Attacks that stand for themselves and decide nothing, by name: ``FGSM4: {fgsm: {}, epsilon: 4/255}``. Each has
-    the section's ball unless it gives norm or epsilon. They judge whom the later stages judge, on both splits."""
+    the section's ball unless it gives norm or epsilon. They judge whom the later stages judge, on both splits. With
+    ``surrogate: backbone`` an attack sees the model without learnt tokens and is transferred to the model with them."""
     evaluate: Literal["front", "all"] = "front"
     """Whom the later stages and the columns judge: what may lie on the front, or every trial."""
     later_stages: Literal["auto", "idle", "end"] = "auto"
@@ -329,7 +351,11 @@ class AttackPlan(AttackSection):
         """Return what decides figures as YAML would write it, defaults filled in."""
         test = self.test and {"images": self.test.images, "stages": _as_written(self.test.stages)}
         columns = {
-            label: {column.attack: column.config.plain(), **column.threat.plain()}
+            label: {
+                column.attack: column.config.plain(),
+                **column.threat.plain(),
+                **({} if column.surrogate is None else {"surrogate": column.surrogate}),
+            }
             for label, column in self.columns.items()
         }
         plain = {name: value for name, value in self.plain().items() if name not in ("plan", *ADJUSTABLE)}
@@ -345,18 +371,77 @@ def _as_written(stages: tuple[Stage, ...]) -> list[dict[str, Any]]:
     return [{stage.attack: stage.config.plain()} for stage in stages]
 
 
+class ParentSection(Config):
+    """A model that trials start from (``start_from: NAME`` in an entry of methods): trained once for all of them, or
+    given. Nothing in it is searched; model and data are the sweep's."""
+
+    methods: Any = None
+    """The method or stack that trains it: ``{adversarial: {epsilon: 8/255}}``. Fields that are left out have their
+    defaults; a method that adds weights of its own cannot be here."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Fields that differ from the section training; what that searches has its default here."""
+    checkpoint: Path | None = None
+    """Local weights (.safetensors, or a .pth state dict) instead."""
+    sha256: Annotated[str, Field(pattern="[0-9a-f]{64}")] | None = None
+    """Of the checkpoint; None is what it is at the launch. A file that changes afterwards is refused."""
+
+    @model_validator(mode="after")
+    def _is_trained_or_given(self) -> ParentSection:
+        if (self.methods is None) == (self.checkpoint is None):
+            found = "neither" if self.methods is None else "both"
+            raise ValueError(f"a parent is trained by methods, or is a checkpoint; found {found}")
+        if self.checkpoint is not None and self.training:
+            raise ValueError(f"a checkpoint is not trained; found training: {self.training}")
+        if self.checkpoint is None and self.sha256 is not None:
+            raise ValueError("sha256 is that of a checkpoint; found none")
+        return self
+
+
 @dataclass(frozen=True)
 class MethodEntry:
     """One entry of `methods`: a method, or several that are stacked."""
 
     label: str
-    """``jasmin``, ``jasmin+adversarial``; unique in a sweep."""
+    """``jasmin``, ``jasmin+adversarial``, ``safer@robust``; unique in a sweep."""
     spaces: Mapping[str, Space[Any]]
+    start_from: str | None = None
+    """Name of the parent; None starts from what the section model says."""
 
     def prefix(self, method: str) -> str:
         """Return what stands before ``.field`` in the names of a method's parameters."""
-        return method if len(self.spaces) == 1 else f"{self.label}/{method}"
+        return method if method == self.label else f"{self.label}/{method}"
 
     def plain(self) -> dict[str, Any]:
-        """Return every field of every method as JSON-ready data."""
-        return {name: space.plain() for name, space in self.spaces.items()}
+        """Return every field of every method, and the parent if there is one, as JSON-ready data."""
+        parent = {} if self.start_from is None else {"start_from": self.start_from}
+        return {name: space.plain() for name, space in self.spaces.items()} | parent
+
+
+@dataclass(frozen=True)
+class TrainedParent:
+    """A parent that the sweep trains, its configuration complete but for what all trials share."""
+
+    name: str
+    entry: MethodEntry
+    """With one value for every field."""
+    training: TrainingConfig
+
+    def plain(self) -> dict[str, Any]:
+        """Return what decides its weights as JSON-ready data."""
+        return {"methods": self.entry.plain(), "training": self.training.plain()}
+
+
+@dataclass(frozen=True)
+class GivenParent:
+    """A parent that is a checkpoint."""
+
+    name: str
+    checkpoint: Path
+    sha256: str
+
+    def plain(self) -> dict[str, Any]:
+        """Return what decides its weights as JSON-ready data: not where they are."""
+        return {"sha256": self.sha256}
+
+
+ParentEntry = TrainedParent | GivenParent

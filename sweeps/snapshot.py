@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from sweeps.by_method import MethodSummary, summarise
 from sweeps.columns import Cell, Column, bounded, cell_of, columns_of, last_of_cascade
 from sweeps.costs import Cost, cost_of
 from sweeps.ledger import Ledger
+from sweeps.overfitting import MethodOverfitting
+from sweeps.parents import booked
 from sweeps.pareto import next_unsettled
 from sweeps.records import Split, StageRecord, State, SweepRecord, TrialRecord
 from sweeps.replicates import Replicates, Spread, find_replicates
@@ -50,6 +53,10 @@ class Snapshot:
     """By falling first objective."""
     prior: Mapping[str, int] = field(default_factory=dict)
     """How many trials of which other sweeps inform the sampler."""
+    parents: tuple[TrialRecord, ...] = ()
+    """Models that trials start from and that the sweep trains; they are among no trials."""
+    overfitting: tuple[MethodOverfitting, ...] = ()
+    """Robust overfitting of each method that was monitored; read for the report alone, because it needs the curves."""
 
     @classmethod
     def read(cls, ledger: Ledger) -> Snapshot:
@@ -59,7 +66,8 @@ class Snapshot:
         for stage in ledger.stages():
             stages[stage.number].append(stage)
         front = tuple(front_of(trials, sweep.objectives))
-        return cls(sweep, trials, {k: tuple(v) for k, v in stages.items()}, front, ledger.prior_counts())
+        by_trial = {number: tuple(found) for number, found in stages.items()}
+        return cls(sweep, trials, by_trial, front, ledger.prior_counts(), tuple(ledger.parents()))
 
     def stages_of(self, trial: TrialRecord, split: Split | None = None) -> tuple[StageRecord, ...]:
         """Return a trial's attack stages (on one split)."""
@@ -118,6 +126,17 @@ class Snapshot:
     def costs(self) -> dict[int, Cost]:
         """What a trial's attacks took and spared, by its number."""
         return {t.number: cost_of(t, self.stages_of(t), self.sweep.planned_stages) for t in self.trials}
+
+    @cached_property
+    def by_method(self) -> list[MethodSummary]:
+        """What each method came to and what it cost."""
+        objectives = self.sweep.objectives
+        return summarise(self.trials, self.stages, self.costs, self.on_front, objectives, self.parent_seconds)
+
+    @cached_property
+    def parent_seconds(self) -> dict[int, float]:
+        """What each child bears of the training of its parent, by its number."""
+        return booked(self.parents, self.trials)
 
     def is_test_exact(self, trial: TrialRecord) -> bool:
         """Return whether the launched plan's cascade is through on a trial's test images."""

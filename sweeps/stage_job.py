@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import ObjectiveMissing
 from search_spaces.imports import quick_imports
+from sweeps.pulse import beat
 from sweeps.records import PlannedStage, StageRecord
 
 SUMMED = ("attacked", "flat", "mismatches", "budget")
@@ -95,7 +96,7 @@ def started(job: StageJob, at: float) -> StageRecord:
         split=stage.split,
         position=stage.position,
         attack=stage.label,
-        config={**stage.config, **stage.threat},
+        config={**stage.config, **stage.threat, **({"surrogate": stage.surrogate} if stage.surrogate else {})},
         digest="",
         state="running",
         started_at=at,
@@ -105,11 +106,13 @@ def started(job: StageJob, at: float) -> StageRecord:
     )
 
 
-def judge_shard(job: StageJob, shard: int, shards: int) -> ShardResult:
+def judge_shard(job: StageJob, shard: int, shards: int, pulse: Path | None = None) -> ShardResult:
     """Judge a share of a stage's images. Runs in a worker.
 
+    Args:   pulse: file for signs of life (`sweeps.pulse`); None: nobody listens.
     Raises: ObjectiveMissing if weights or images are not those that the ledger knows; AttackError if the attack fails.
     """
+    beat(pulse)
     with quick_imports():
         import torch
 
@@ -133,22 +136,36 @@ def judge_shard(job: StageJob, shard: int, shards: int) -> ShardResult:
     positions = torch.tensor_split(standing.nonzero().squeeze(1), shards)[shard]
     subject = Subject(model, images, job.weights_digest, f"{job.data_digest}/{stage.split}", device)
     store = VerdictStore(Path(job.verdict_folder))
-    clean = assess_clean(subject, ids[positions], batch_size=stage.batch_size, store=store)
+
+    def on_unit(*_: int) -> None:
+        beat(pulse)
+
+    on_unit()
+    clean = assess_clean(subject, ids[positions], batch_size=stage.batch_size, store=store, on_unit=on_unit)
     question = AttackQuestion(
         stage.attack,
         attack_config_type(stage.attack).model_validate(dict(stage.config)),
         Threat(**stage.threat),
         stage.seed,
+        stage.surrogate,
     )
     attacked = positions[clean.correct]
-    answer = assess(subject, question, ids[attacked], batch_size=stage.batch_size, store=store, keep=stage.keep_images)
+    answer = assess(
+        subject,
+        question,
+        ids[attacked],
+        batch_size=stage.batch_size,
+        store=store,
+        keep=stage.keep_images,
+        on_unit=on_unit,
+    )
     correct = torch.zeros(len(positions), dtype=torch.bool)
     correct[clean.correct] = answer.correct
     is_first = stage.position == 0  # the first stage of a split pays for the clean passes and says what they showed
     beyond = None
     if is_first and stage.split == "test" and shard == 0:
         rest = everything[~torch.isin(everything, ids)]  # the other shards look at theirs at the same time
-        found = assess_clean(subject, rest, batch_size=stage.batch_size, store=store)
+        found = assess_clean(subject, rest, batch_size=stage.batch_size, store=store, on_unit=on_unit)
         beyond = (int(found.correct.sum()), len(rest))
     paid = (clean, answer) if is_first else (answer,)
     most = 0 if stage.passes is None else stage.passes[1]

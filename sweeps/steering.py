@@ -54,8 +54,8 @@ def retry_request(ledger: Ledger, numbers: Sequence[int], *, failed: bool) -> Re
 
 
 def failed_numbers(ledger: Ledger) -> list[int]:
-    """Return the trials that have failed, and the finished ones of which an attack stage has."""
-    trials = ledger.trials([State.FAILED, State.FINISHED], bare=True)
+    """Return the parents and trials that have failed, and the finished trials of which an attack stage has."""
+    trials = [*ledger.parents(), *ledger.trials([State.FAILED, State.FINISHED], bare=True)]
     stages = ledger.failed_stages()
     return [t.number for t in trials if t.state is State.FAILED or t.number in stages]
 

@@ -7,7 +7,9 @@ state would repeat itself after a restart.
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +20,8 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search_spaces.seeds import derive_seed
-from sweeps.records import PriorTrial, StageRecord, State, TrialRecord
+from sweeps.allocation import Spent, next_label
+from sweeps.records import CLOSED, PriorTrial, StageRecord, State, TrialRecord
 from sweeps.summary import objective_values
 
 if TYPE_CHECKING:
@@ -47,7 +50,11 @@ def trial_seed(sweep_seed: int, number: int) -> int:
 
 
 class SearchStudy:
-    """Asks for trials and is told each finished one once."""
+    """Asks for trials and is told each finished one once.
+
+    With `allocation: shared` all methods are one study. Otherwise each is a study of its own: a sampler that is forced
+    to a method would draw learning rates that did well with others.
+    """
 
     def __init__(
         self,
@@ -64,31 +71,45 @@ class SearchStudy:
             prior: trials of other sweeps; they stand before the sweep's own.
         """
         self._config = config
-        self._study = optuna.create_study(directions=["maximize"] * len(config.objectives))
-        self._first = len(prior)
-        """The study's number of trial 0."""
+        self._labels = [entry.label for entry in config.methods]
+        self._is_shared = config.search.allocation == "shared" or len(self._labels) == 1
+        self._studies: dict[str, optuna.Study] = {}
+        self._places: dict[int, tuple[str, int]] = {}
+        """By a trial's number: its label, and its number in the study that it belongs to."""
+        self._spent: dict[str, Spent] = defaultdict(Spent)
         for other in prior:
-            self._study.add_trial(frozen_prior(other))
+            self._study(other.label).add_trial(frozen_prior(other))
         first = {s.number: s for s in stages if s.split == "validation" and s.position == 0}
         for trial in trials:
-            self._study.add_trial(frozen_trial(trial, told_values(trial, first.get(trial.number), config.objectives)))
+            study = self._study(trial.label)
+            self._place(trial.number, trial.label, len(study.get_trials(deepcopy=False)))
+            study.add_trial(frozen_trial(trial, told_values(trial, first.get(trial.number), config.objectives)))
+            self._count(trial)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """Optuna's view of all trials, prior ones included, study by study."""
+        return [trial for study in self._studies.values() for trial in study.trials]
 
     def propose(self, number: int, known: Mapping[str, Any] | None = None) -> Proposal:
         """Draw trial `number`, the next one: what a grid or the known configurations fix, the rest by the sampler.
 
         Args: known: parameters of a configuration that was added later; None is the one that the sweep knows, if any.
         """
+        if number != len(self._places):
+            raise RuntimeError(f"the study is at trial {len(self._places)}, the ledger at {number}")
         search = self._config.search
-        self._study.sampler = make_sampler(
-            search.sampler, derive_seed(search.seed, "sampler", number) % 2**32, search.startup_trials
-        )
         fixed = self._config.known_params(number) if known is None else dict(known)
+        if not self._is_shared:
+            fixed = {"method": next_label(search.allocation, self._labels, self._spent)} | (fixed or {})
+        study = self._study(str((fixed or {}).get("method", "")))
+        seed = derive_seed(search.seed, "sampler", number) % 2**32
+        study.sampler = make_sampler(search.sampler, seed, self._startup_trials)
         if fixed is not None:
-            self._study.enqueue_trial(fixed)
-        trial = self._study.ask()
-        if trial.number != self._first + number:
-            raise RuntimeError(f"the study is at trial {trial.number - self._first}, the ledger at {number}")
+            study.enqueue_trial(fixed)
+        trial = study.ask()
         config = self._config.suggest(trial)
+        self._place(number, config.label, trial.number)
         distributions = {name: distribution_to_json(d) for name, d in trial.distributions.items()}
         return Proposal(number, config, trial.params, distributions, trial_seed(search.seed, number))
 
@@ -96,7 +117,28 @@ class SearchStudy:
         """Tell the study how a trial ended; its record is final for the search from here on."""
         values = objective_values(trial, self._config.objectives)  # only the first stage has run
         state = _STATES[trial.state]
-        self._study.tell(self._first + trial.number, values if state is TrialState.COMPLETE else None, state=state)
+        label, place = self._places[trial.number]
+        self._study(label).tell(place, values if state is TrialState.COMPLETE else None, state=state)
+        self._count(trial)
+
+    @property
+    def _startup_trials(self) -> int:
+        studies = 1 if self._is_shared else len(self._labels)
+        return math.ceil(self._config.search.startup_trials / studies)
+
+    def _study(self, label: str) -> optuna.Study:
+        key = "" if self._is_shared else label
+        if key not in self._studies:
+            self._studies[key] = optuna.create_study(directions=["maximize"] * len(self._config.objectives))
+        return self._studies[key]
+
+    def _place(self, number: int, label: str, place: int) -> None:
+        self._places[number] = label, place
+        self._spent[label].trials += 1
+
+    def _count(self, trial: TrialRecord) -> None:
+        if trial.state in CLOSED:
+            self._spent[trial.label].seconds[trial.number] = trial.train_seconds or 0.0
 
 
 def frozen_prior(trial: PriorTrial) -> FrozenTrial:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sweeps.lease import is_alive
 from sweeps.ledger import Ledger
+from sweeps.parents import names_of
 from sweeps.pareto import front
 from sweeps.records import CLOSED, LAUNCHED, OPEN, StageRecord, State, SweepRecord, TrialRecord
 from sweeps.requests import Request
@@ -50,6 +51,9 @@ def status(ledger: Ledger, requests: Sequence[Request] = ()) -> dict[str, Any]:
             **{str(state): count for state, count in counts.items()},
             "to_go": sweep.requested - proposed,
         },
+        "parents": [
+            {"name": name, "state": str(p.state), "epochs": p.epochs} for p in ledger.parents() for name in names_of(p)
+        ],
         "open": [{"trial": t.number, "state": str(t.state), "epochs": t.epochs} for t in trials if t.state in OPEN],
         "waiting": [
             {"request": r.kind, "trials": list(r.trials), "requested": r.requested, "known": len(r.known)}

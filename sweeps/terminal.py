@@ -20,14 +20,19 @@ Point = tuple[float, float, TrialRecord]
 def front_table(ledger: Ledger) -> Table:
     """Return the front, one row per trial, by falling clean accuracy; "!" marks trials with flags."""
     snapshot = Snapshot.read(ledger)
+    return trials_table(snapshot, snapshot.front, _title(snapshot))
+
+
+def trials_table(snapshot: Snapshot, trials: Sequence[TrialRecord], title: str) -> Table:
+    """Return some trials, one row each, in their order; "!" marks those with flags."""
     short, colours = snapshot.short_names, snapshot.colours
-    table = Table(title=_title(snapshot), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     table.add_column("", justify="right")
     table.add_column("method", overflow="fold", min_width=8)
     table.add_column("searched", min_width=18, overflow="fold")
     for name in ("clean", "robust [95 %]", "", "test\nclean", "test\nrobust"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    for trial in snapshot.front:
+    for trial in trials:
         table.add_row(
             f"{'! ' if trial.number in snapshot.flags else ''}{trial.number}",
             Text(trial.label, colours[trial.label]),
@@ -38,12 +43,12 @@ def front_table(ledger: Ledger) -> Table:
             accuracy(trial.test_clean_acc),
             snapshot.test_robust(trial),
         )
-    table.caption, table.caption_justify = _caption(snapshot), "left"
+    table.caption, table.caption_justify = _caption(snapshot, trials), "left"
     return table
 
 
-def _caption(snapshot: Snapshot) -> str | None:
-    if not any(trial.number in snapshot.flags for trial in snapshot.front):
+def _caption(snapshot: Snapshot, trials: Sequence[TrialRecord]) -> str | None:
+    if not any(trial.number in snapshot.flags for trial in trials):
         return None
     return "! The robustness of these trials may be an attack's failure: see Warnings and flags in the report."
 

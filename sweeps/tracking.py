@@ -23,6 +23,7 @@ from sweeps.mirrored import (
     birth_tags,
     curves,
     finals,
+    overfitting_finals,
     params_of,
     pareto_tag,
     plain_json,
@@ -61,6 +62,8 @@ class _Run:
     status: str
     params: Mapping[str, str] = field(default_factory=dict)
     pareto: str = ""
+    parent_s: float | None = None
+    """The last value of cost/parent_s."""
     epochs: list[list[Metric]] = field(default_factory=list)
     artifacts: dict[str, str] = field(default_factory=dict)
     """Digest of the text by file."""
@@ -132,7 +135,8 @@ class Mirror:
         sweep = self._ledger.sweep()
         for run in self._search(f"tags.`sweep.id` = '{sweep.id}'"):
             number = run.data.tags.get("trial.number")
-            known = _Run(run.info.run_id, run.info.status, run.data.params, run.data.tags.get("trial.pareto", ""))
+            pareto, parent_s = run.data.tags.get("trial.pareto", ""), run.data.metrics.get("cost/parent_s")
+            known = _Run(run.info.run_id, run.info.status, run.data.params, pareto, parent_s)
             if number is not None:
                 self._runs.setdefault(int(number), known)
             elif run.data.tags.get("sweep.role") == "sweep":
@@ -185,7 +189,8 @@ class Mirror:
             reach("mlflow.note")
         pareto = pareto_tag(snapshot, trial)
         ended_at = None if trial.ended_at is None else max(trial.ended_at, trial.created_at)  # a clock may go back
-        if run.id != trial.mlflow_run_id or trial.revision > trial.mlflow_revision:
+        shared_again = snapshot.sweep.completed_at is not None and run.parent_s != _parent_seconds(snapshot, trial)
+        if run.id != trial.mlflow_run_id or trial.revision > trial.mlflow_revision or shared_again:
             self._log(snapshot, trial, run)
             self._set_status(run, status, ended_at)
             self._ledger.note_mlflow_trial(trial.number, run.id, trial.revision)
@@ -198,9 +203,11 @@ class Mirror:
         from mlflow import entities
 
         events = self._ledger.events(trial.number)
-        epochs = curves(self._ledger.history(trial.number), events)
+        history = self._ledger.history(trial.number)
+        epochs = curves(history, events)
         fresh = [rows for i, rows in enumerate(epochs) if i >= len(run.epochs) or run.epochs[i] != rows]
-        metrics = finals(snapshot, trial, events) + [row for rows in fresh for row in rows]
+        metrics = finals(snapshot, trial, events) + overfitting_finals(history, events)
+        metrics += [row for rows in fresh for row in rows]
         params = params_of(trial)
         with durable("mlflow.log_batch") as write:
             self._writer.log_batch(
@@ -210,7 +217,7 @@ class Mirror:
                 tags=[entities.RunTag(k, v) for k, v in tags_of(snapshot, trial).items()],
             )
             write.torn()
-            run.epochs, run.params = epochs, params
+            run.epochs, run.params, run.parent_s = epochs, params, _parent_seconds(snapshot, trial)
         stages = snapshot.stages_of(trial)
         facts = {k: v for k, v in public_trial(trial, ()).items() if k not in ("attacks", "epochs", "mlflow_run_id")}
         self._attach(run, "trial.json", plain_json(facts))
@@ -264,6 +271,11 @@ class Mirror:
         status = (closing or "RUNNING") if sweep.completed_at is None else "FINISHED"
         ended_at = None if sweep.completed_at is None else max(sweep.completed_at, sweep.created_at)
         self._set_status(run, status, ended_at)
+
+
+def _parent_seconds(snapshot: Snapshot, trial: TrialRecord) -> float | None:
+    """Return what a trained trial bears of its parent's training, which is less with every further child."""
+    return None if trial.train_seconds is None else snapshot.parent_seconds.get(trial.number)
 
 
 class MirrorThread:

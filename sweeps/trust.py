@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sweeps.columns import LEGACY_BUDGET, Cell, Column, cell_of, columns_of, is_done
+from sweeps.columns import LEGACY_BUDGET, SURROGATE, Cell, Column, cell_of, columns_of, is_done
 from sweeps.records import PlannedStage, StageRecord
 
 FEW_IMAGES = 2
@@ -49,6 +49,7 @@ MEANING = {
     "robust-to-grey": "Images survive an ε at which every image can be made the same grey.",
     "rises-with-epsilon": "Accuracy rises with ε, though the larger ball contains the smaller one.",
     "weaker-beats-stronger": "An attack that takes fewer passes finds what one with more of them misses.",
+    "transfer-beats-own": "An attack made on another model finds what as strong a one on the model itself misses.",
     "mismatches": "The attack and the judge see different predictions on too many images.",
 }
 """What each code says about the model or the attack."""
@@ -97,6 +98,7 @@ def flags_of(stages: Sequence[StageRecord], planned: Iterable[PlannedStage]) -> 
         *_robust_to_grey(results),
         *_rises_with_epsilon(results),
         *_weaker_beats_stronger(results),
+        *_transfer_beats_own(results),
         *_mismatches(done),
     )
 
@@ -202,7 +204,8 @@ def _results(columns: Iterable[Column], done: Sequence[StageRecord]) -> Iterator
 def _robust_to_grey(results: Iterable[_Result]) -> Iterator[Flag]:
     for result in results:
         column, threat = result.column, result.column.threat
-        large = threat["norm"] == "linf" and threat["epsilon"] >= GREY and LEGACY_BUDGET not in threat
+        large = threat["norm"] == "linf" and threat["epsilon"] >= GREY
+        large = large and LEGACY_BUDGET not in threat and SURROGATE not in threat
         single = any(part.attack in SINGLE_STEP for part in column.stages)
         survivors = result.cell.survivors or 0
         if large and not single and not column.cumulative and result.cell.exact and survivors > FEW_IMAGES:
@@ -222,15 +225,16 @@ def _rises_with_epsilon(results: Sequence[_Result]) -> Iterator[Flag]:
 
 
 def _kind(result: _Result) -> tuple[Any, ...]:
-    """Name images, norm, attack and all of its configuration but the length of a step, which goes with ε."""
+    """Name images, norm, surrogate, attack and all of its configuration but the length of a step, which goes with ε."""
     parts = tuple((p.attack, {k: v for k, v in p.config.items() if k != "step_size"}) for p in result.column.stages)
-    return result.images, result.column.threat["norm"], parts
+    return result.images, result.column.threat["norm"], result.column.threat.get(SURROGATE), parts
 
 
 def _weaker_beats_stronger(results: Sequence[_Result]) -> Iterator[Flag]:
     for pair in combinations(results, 2):
-        if pair[0].images != pair[1].images or pair[0].column.threat != pair[1].column.threat:
-            continue
+        threat = pair[0].column.threat
+        if pair[0].images != pair[1].images or threat != pair[1].column.threat or SURROGATE in threat:
+            continue  # that more steps on another model transfer better is nothing to rely on
         if pair[0].passes is None or pair[1].passes is None or pair[0].passes == pair[1].passes:
             continue
         weaker, stronger = sorted(pair, key=lambda result: result.passes or 0)
@@ -240,3 +244,15 @@ def _weaker_beats_stronger(results: Sequence[_Result]) -> Iterator[Flag]:
             yield Flag(
                 "weaker-beats-stronger", f"{weaker.name} broke {count} images that {stronger.name} left ({costs})."
             )
+
+
+def _transfer_beats_own(results: Sequence[_Result]) -> Iterator[Flag]:
+    for own, transferred in permutations(results, 2):
+        threat = {SURROGATE: None, **transferred.column.threat}
+        if not threat.pop(SURROGATE) or own.column.threat != threat or own.images != transferred.images:
+            continue
+        if own.passes is None or transferred.passes is None or own.passes < transferred.passes:
+            continue
+        count = int((own.standing & ~transferred.standing).sum())
+        if count > FEW_IMAGES:
+            yield Flag("transfer-beats-own", f"{transferred.name} broke {count} images that {own.name} left.")

@@ -49,7 +49,7 @@ def verify_trial(ledger: Ledger, folder: SweepFolder, number: int) -> list[Repla
         images = splits.validation if stage.split == "validation" else splits.test
         subject = Subject(model, images, meta["weights_digest"], f"{sweep.data_digest}/{stage.split}", device)
         config = attack_config_type(stage.attack).model_validate(dict(stage.config))
-        question = AttackQuestion(stage.attack, config, Threat(**stage.threat), stage.seed)
+        question = AttackQuestion(stage.attack, config, Threat(**stage.threat), stage.seed, stage.surrogate)
         found.append(Replayed(record, verify(subject, question, store, batch_size=stage.batch_size)))
     if not any(replayed.found.kept for replayed in found):
         again = folder.command("evaluate")

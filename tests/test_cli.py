@@ -97,7 +97,7 @@ def test_status_of_a_dead_driver_names_the_open_trial_and_how_to_go_on(run: Run,
     assert "trial 0: training" in text
     assert "python run_sweep.py resume s" in text
     found: dict[str, Any] = json.loads(run("status", "s", "--json", cwd=sweep))
-    assert list(found) == ["name", "state", "trials", "open", "waiting", "prior", "objectives", "front"]
+    assert list(found) == ["name", "state", "trials", "parents", "open", "waiting", "prior", "objectives", "front"]
     counts = dict(found["trials"])
     assert counts.pop("requested") == sum(counts.values()) == 2
 

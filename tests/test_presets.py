@@ -81,6 +81,55 @@ def test_jasmins_recipe_is_the_papers(name: str, images: Path) -> None:
     assert training.cutmix > 0
 
 
+def test_robustness_tokens_have_the_papers_recipe_rows_and_attack(images: Path) -> None:
+    config = read("robustness_tokens_dinov2", images)
+    training, (entry,) = config.training.at_defaults(), config.methods
+    tokens = entry.spaces["robustness_tokens"].at_defaults()
+    assert (training.optimizer, training.learning_rate, training.weight_decay) == ("adamw", 1e-3, 0)
+    assert (training.batch_size, training.clip_norm) == (8, None)
+    assert (tokens.steps, tokens.cos_dim, tokens.head) == (30, 1, "fitted")
+    assert tokens.epsilon == pytest.approx(8 / 255 * 0.225, rel=0.01)  # 0.225: the mean of ImageNet's three σ
+    rows = [config.known_params(number) for number in range(16)]
+    named = {(row["model.name"], row["robustness_tokens.count"]) for row in rows if row is not None}
+    assert len(named) == 16
+    assert {(row["robustness_tokens.count"], row["robustness_tokens.updates"]) for row in rows if row is not None} == {
+        (0, 50),
+        (10, 50),
+    }
+    assert config.known_params(16) is None
+    assert config.attacks is not None
+    published = config.attacks.columns["PUBLISHED"]
+    assert (published.surrogate, published.threat.epsilon) == ("backbone", 8 / 255)
+    assert (published.config.steps, published.config.step_size) == (30, 0.01)  # type: ignore[attr-defined]
+    assert published.config.legacy_normalized_budget  # type: ignore[attr-defined]
+    assert all(stage.surrogate is None for stage in config.attacks.stages)
+
+
+def test_specformers_recipe_is_the_published_codes(images: Path) -> None:
+    config = read("specformer_cifar", images)
+    training, msvp = config.training.at_defaults(), config.methods[1].spaces["msvp"].at_defaults()
+    assert (training.batch_size, training.epochs, training.final_learning_rate) == (64, 40, 1e-4)
+    assert (training.mixup, training.cutmix, training.mixup_probability) == (0.8, 1.0, 0.3)
+    assert training.decay_everything
+    assert msvp.slice == "in"
+    examples = [[row[f"msvp.weight_{part}"] for part in "qkv"] for row in map(config.known_params, (1, 2)) if row]
+    assert examples == [[1e-5, 1e-5, 1e-5], [5e-3, 6e-4, 7e-5]]
+
+
+def test_the_nullspace_recipe_is_the_published_codes(images: Path) -> None:
+    config = read("nullspace_imagenet", images)
+    model, training = config.model.at_defaults(), config.training.at_defaults()
+    method = config.methods[1].spaces["nullspace"].at_defaults()
+    assert (model.img_size, model.patch_size, model.pretrained) == (224, 32, True)
+    assert (training.optimizer, training.batch_size, training.epochs, training.select) == ("adamw", 128, 10, "best")
+    assert (training.weight_decay, training.warmup_epochs, training.schedule) == (1e-4, 0, "cosine")
+    assert (method.rounds, method.image_share, method.weight) == (3, 0.1, 1)
+    chosen = config.known_params(1)
+    assert chosen is not None
+    assert chosen["training.learning_rate"] == 1e-4
+    assert [chosen[f"nullspace.{name}"] for name in ("limit", "noise_learning_rate", "tolerance")] == [3, 0.1, 0.01]
+
+
 def smoke_run(name: str, storage: Path) -> None:
     command = [sys.executable, str(ROOT / "run_sweep.py"), "launch", str(PRESETS[name]), "--scale", "smoke"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

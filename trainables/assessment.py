@@ -7,7 +7,7 @@ was at, and whoever asks again pays for no image twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from search_spaces.config import digest_of
 from search_spaces.errors import ObjectiveMissing
 from search_spaces.faults import reach
-from trainables.attack import Threat, find_attack
+from trainables.appended_tokens import backbone_of
+from trainables.attack import Surrogate, Threat, find_attack
 from trainables.canonical_passes import judging
 from trainables.config import AttackConfig
 from trainables.dataset import Images
@@ -62,13 +63,21 @@ class AttackQuestion:
     config: AttackConfig
     threat: Threat
     seed: int
+    surrogate: Surrogate | None = None
+    """The model that the attack sees, to be transferred to the judged one; None is the judged one."""
 
     def digest(self, subject: Subject) -> str:
-        """Name what is judged: weights, images, attack with its revision, configuration, threat and seed.
+        """Name what is judged: weights, images, attack with its revision, configuration, threat, seed and surrogate.
 
-        Batch sizes and the choice of images are no part of it: a verdict belongs to one image and holds for all.
+        Batch sizes and the choice of images are no part of it: a verdict belongs to one image and holds for all. Where
+        the surrogate is the model itself it asks the same as without one, and shares those verdicts.
         """
-        return self.digest_for(subject.weights_digest, subject.images_digest)
+        asked = self if self.seen(subject.model) is not subject.model else replace(self, surrogate=None)
+        return asked.digest_for(subject.weights_digest, subject.images_digest)
+
+    def seen(self, model: nn.Module) -> nn.Module:
+        """Return what the attack sees: the model, or its backbone, which is the model if nothing was added to it."""
+        return model if self.surrogate is None else backbone_of(model)
 
     def digest_for(self, weights_digest: str, images_digest: str) -> str:
         """Name the same for weights and images of which only the names are known."""
@@ -81,6 +90,7 @@ class AttackQuestion:
                 "config": self.config.plain(),
                 "threat": self.threat.plain(),
                 "seed": self.seed,
+                **({} if self.surrogate is None else {"surrogate": self.surrogate}),
             }
         )
 
@@ -151,6 +161,7 @@ def assess(
             batch_size=batch_size,
             device=subject.device,
             keep=keep,
+            surrogate=question.seen(subject.model),
         )
 
     shelf = _Shelf(store, question.digest(subject), ids, keep)

@@ -16,6 +16,8 @@ from trainables.worst_case import WorstCase
 
 ConfigT = TypeVar("ConfigT", bound=AttackConfig)
 Model = Callable[[Tensor], Tensor]
+Surrogate = Literal["backbone"]
+"""Whose gradients an attack follows instead of the judged model's: the backbone is the model without learnt tokens."""
 
 
 class Threat(Config):

@@ -6,7 +6,7 @@ checkpoints) and comes back equal: ``TrialConfig.model_validate(config.plain()) 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,13 +57,20 @@ class ModelConfig(Config):
     img_size: Annotated[int, Field(ge=1)] = 32
     """Side of the square input, in pixels."""
     patch_size: Annotated[int, Field(ge=1)] = 4
-    """Side of a patch, in pixels; must divide img_size."""
+    """Side of a patch, in pixels; must divide img_size. A hybrid's counts positions of its convolutional features."""
     embed_dim: Annotated[int, Field(ge=1)] | None = None
     """Width; None keeps the model's own."""
     depth: Annotated[int, Field(ge=1)] | None = None
     """Number of blocks; None keeps the model's own."""
     num_heads: Annotated[int, Field(ge=1)] | None = None
     """Attention heads per block; None keeps the model's own."""
+    global_pool: Literal["token", "avg", "avgmax", "max", "map", "prr"] | None = None
+    """How the tokens become the features of the head; None keeps the model's own. The last norm stays before or after
+    it, as the model has it, so that weights still fit; map and prr bring weights of their own."""
+    reg_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Number of register tokens; None keeps the model's own."""
+    qk_norm: bool | None = None
+    """Whether queries and keys pass a norm of their own; None keeps the model's own."""
     qkv_bias: bool = True
     """Whether the query, key and value projections have a bias."""
     drop_path: Annotated[
@@ -171,6 +178,14 @@ class MonitorConfig(Config):
     """Radius on the [0, 1] pixel scale; None takes that of the section attacks."""
 
 
+class StartFrom(Config):
+    """The parent whose weights a trial starts from, in place of fresh or pretrained ones."""
+
+    name: str
+    identity: str
+    """Digest of the parent's configuration and seed, or the SHA-256 of its checkpoint."""
+
+
 class TrialConfig(Config):
     """Everything that decides a trial's weights beside its seed, and the monitor, which decides none."""
 
@@ -185,11 +200,18 @@ class TrialConfig(Config):
     """CPU threads of torch; part of the configuration because it changes the order of floating-point sums."""
     plugins: tuple[str, ...] = ()
     """Files that define further methods or data sets."""
+    start_from: StartFrom | None = None
+    """None starts from what `model` says."""
 
     @property
     def label(self) -> str:
-        """The stack's name: ``jasmin``, ``jasmin+adversarial``; ``plain`` when nothing is stacked."""
-        return "+".join(self.methods) or "plain"
+        """The stack's name: ``jasmin``, ``jasmin+adversarial``, with a parent ``safer@robust``; ``plain`` for none."""
+        return label_of(self.methods, None if self.start_from is None else self.start_from.name)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the configuration as JSON-ready data; `start_from` is there only where there is a parent."""
+        values = super().plain()
+        return {name: value for name, value in values.items() if name != "start_from" or value is not None}
 
     def digest(self) -> str:
         """Return a stable name for what decides the weights; the monitor does not."""
@@ -227,6 +249,12 @@ class TrialConfig(Config):
             key: config if isinstance(config, MethodConfig) else method_config_type(key).model_validate(config or {})
             for key, config in value.items()
         }
+
+
+def label_of(methods: Iterable[str], parent: str | None = None) -> str:
+    """Return the name of a stack of methods, and of the parent that it starts from: ``jasmin+safer@robust``."""
+    stack = "+".join(methods) or "plain"
+    return stack if parent is None else f"{stack}@{parent}"
 
 
 def method_config_type(key: str) -> type[MethodConfig]:

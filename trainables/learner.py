@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from search_spaces.errors import LossDiverged
+from search_spaces.seeds import derive_seed
 from trainables import recipe
 from trainables.attention import attention_layers, record_attention
 from trainables.config import TrialConfig
@@ -29,12 +30,26 @@ CHECK_STEPS = 50
 class Learner:
     """Model, methods, optimizer and moving average of one trial; draws from the global random numbers."""
 
-    def __init__(self, config: TrialConfig, seed: int, splits: Splits, device: torch.device) -> None:
-        """Args: seed: decides the order of the batches; splits: what to learn from; device: where to compute."""
+    def __init__(
+        self,
+        config: TrialConfig,
+        seed: int,
+        splits: Splits,
+        device: torch.device,
+        start: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Say what to learn from what.
+
+        Args:
+            seed: decides the order of the batches.
+            splits: what to learn from.
+            device: where to compute.
+            start: weights of the parent that the trial starts from; None if it has none.
+        """
         self.config, self.seed, self.splits, self.device = config.training, seed, splits.to(device), device
         self._stack = build_stack(config)
-        fresh = new_model(config, splits).to(device)
-        self.notes = fresh.notes
+        fresh = new_model(config, splits, start).to(device)
+        self._notes = list(fresh.notes)
         self.model = wrap_model(self._stack, fresh, config, splits)
         self._optimizer = recipe.make_optimizer(self.model, self.config)
         self._mixup = recipe.make_mixup(self.config, splits.num_classes)
@@ -55,11 +70,12 @@ class Learner:
         """Pass once over the training images and return the mean of each term of the loss.
 
         Args:    epoch: 0-based.
-        Returns: ``train/loss`` with penalties, ``train/task_loss``, one key per penalty, ``train/learning_rate``.
+        Returns: ``train/loss`` with penalties, ``train/task_loss``, one key per penalty, ``train/learning_rate``, and
+            what the methods measured before the epoch.
         Raises:  LossDiverged, naming epoch and step, if a loss is not finite.
         """
         self.model.train()
-        self._stack.on_epoch_start(self.model, epoch)
+        figures = self._stack.on_epoch_start(self.model, epoch, self._draw)
         terms = _Terms(epoch)
         rate = 0.0
         batches = recipe.epoch_batches(self.splits.train, self.config, self.seed, epoch)
@@ -72,7 +88,13 @@ class Learner:
             terms.add(self._learn(batch), len(images))
             if self._average is not None:
                 self._average.update(self.model, step=step + 1)
-        return terms.means() | {"train/learning_rate": rate}
+        return terms.means() | {"train/learning_rate": rate} | figures
+
+    def take_notes(self) -> list[str]:
+        """Return what the user should know since the last call: weights left out, what the methods noted."""
+        notes = self._notes + self._stack.take_notes()
+        self._notes = []
+        return notes
 
     def accuracy_and_loss(self, images: Images) -> tuple[float, float]:
         """Return the kept model's accuracy in [0, 1] and mean cross-entropy, in eval mode."""
@@ -81,6 +103,11 @@ class Learner:
             logits = predict_logits(self.kept_model, images, everything, self.config.batch_size, self.device)
         labels = images.labels.cpu()
         return float((logits.argmax(1) == labels).double().mean()), float(F.cross_entropy(logits, labels))
+
+    def measure(self) -> dict[str, float]:
+        """Return what the methods measure of the kept model on validation images."""
+        with torch.compiler.set_stance("force_eager"):
+            return self._stack.measure(self.kept_model, self.splits.validation, self.config.batch_size, self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next epoch depends on beside the weights and the random numbers."""
@@ -97,6 +124,12 @@ class Learner:
         self._stack.load_state_dict(state["methods"])
         if self._average is not None:
             self._average.module.load_state_dict(state["average"])
+
+    def _draw(self, key: str, share: float = 1.0) -> Iterator[list[Batch]]:
+        """Yield training images to the methods, as `Draw` promises."""
+        seed = derive_seed(self.seed, "draw", key)
+        for images, labels in recipe.shuffled_batches(self.splits.train, self.config, seed, share):
+            yield _split(Batch(images.to(self.device), labels.to(self.device)), self.config.micro_batch)
 
     def _learn(self, batch: Batch) -> dict[str, Tensor]:
         """Move the weights once and return the terms of the loss at the first closure call (SAM calls it twice)."""
@@ -132,7 +165,7 @@ class Learner:
         return seen
 
     def _loss_terms(self, seen: Batch, clean: Batch) -> dict[str, Tensor]:
-        """Return the loss, and the task loss and penalties that it is the sum of.
+        """Return the loss, the task loss and penalties that it is the sum of, and what the task loss is made of.
 
         Only a forward pass inside this call is recorded.
         """
@@ -140,7 +173,7 @@ class Learner:
             task = self._stack.loss(self.model, seen, clean)
         terms = {"task_loss": task, **self._stack.penalty(self.model, attention)}
         total = torch.stack(list(terms.values())).sum() if len(terms) > 1 else task
-        return {"loss": total, **terms}
+        return {"loss": total, **terms, **self._stack.observed()}
 
     def _autocast(self) -> torch.autocast:
         wanted = self.config.precision == "bfloat16"
@@ -151,8 +184,10 @@ class _Terms:
     """The terms of the loss of one epoch; read only every CHECK_STEPS steps, because reading waits for a GPU."""
 
     def __init__(self, epoch: int) -> None:
-        self._epoch, self._images, self._step = epoch, 0, 0
+        self._epoch, self._step = epoch, 0
         self._sums: dict[str, float] = defaultdict(float)
+        self._images: dict[str, int] = defaultdict(int)
+        """On which a term was computed; a method may have terms that end within an epoch."""
         self._unread: list[tuple[dict[str, Tensor], int]] = []
 
     def add(self, terms: dict[str, Tensor], count: int) -> None:
@@ -164,20 +199,20 @@ class _Terms:
     def means(self) -> dict[str, float]:
         """Return the mean of each term over the images; LossDiverged as `add`."""
         self._read()
-        return {f"train/{name}": total / self._images for name, total in self._sums.items()}
+        return {f"train/{name}": total / self._images[name] for name, total in self._sums.items()}
 
     def _read(self) -> None:
         if not self._unread:
             return
-        names = list(self._unread[0][0])
-        values = torch.stack([torch.stack([terms[name] for name in names]) for terms, _ in self._unread]).tolist()
-        for (_, count), row in zip(self._unread, values, strict=True):
+        values = iter(torch.stack([value for terms, _ in self._unread for value in terms.values()]).tolist())
+        for terms, count in self._unread:
             self._step += 1
-            if not math.isfinite(row[0]):
-                raise LossDiverged(f"the training loss is {row[0]} in epoch {self._epoch + 1}, step {self._step}.")
-            self._images += count
-            for name, value in zip(names, row, strict=True):
+            for name in terms:
+                value = next(values)
+                if name == "loss" and not math.isfinite(value):
+                    raise LossDiverged(f"the training loss is {value} in epoch {self._epoch + 1}, step {self._step}.")
                 self._sums[name] += value * count
+                self._images[name] += count
         self._unread.clear()
 
 

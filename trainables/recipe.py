@@ -34,12 +34,23 @@ def steps_per_epoch(count: int, config: TrainingConfig) -> int:
 def epoch_batches(images: Images, config: TrainingConfig, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images, labels) of one epoch, each image at most once; the order depends on (seed, epoch) alone.
 
-    A restart at an epoch's boundary therefore needs no state of the loader. The last batch may be smaller. Images that
-    are read from files are read one batch ahead, by a thread.
+    A restart at an epoch's boundary therefore needs no state of the loader.
     """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    yield from shuffled_batches(images, config, derive_seed(seed, "order", epoch))
+
+
+def shuffled_batches(
+    images: Images, config: TrainingConfig, seed: int, share: float = 1.0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images, labels) batch by batch, each image at most once; the order depends on `seed` alone.
+
+    The last batch may be smaller. Images that are read from files are read one batch ahead, by a thread.
+
+    Args: share: how much of an epoch, in (0, 1]; one batch at least.
+    """
+    generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images.labels), generator=generator).to(images.labels.device)
-    batches = order.split(config.batch_size)[: steps_per_epoch(len(order), config)]
+    batches = order.split(config.batch_size)[: math.ceil(share * steps_per_epoch(len(order), config))]
     if not images.from_files:
         yield from ((images.take(index), images.labels[index]) for index in batches)
         return

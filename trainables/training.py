@@ -17,6 +17,7 @@ from trainables.checkpoint import Checkpoint, Identity, Weights
 from trainables.config import TrialConfig
 from trainables.learner import Learner
 from trainables.monitor import Monitor, is_due
+from trainables.parent import ParentFile, read_parent
 from trainables.randomness import Randomness
 from trainables.trial import find_splits, load_final
 
@@ -50,6 +51,7 @@ class Training:
         *,
         device: torch.device | None = None,
         still_current: Callable[[], None] | None = None,
+        parent: ParentFile | None = None,
     ) -> None:
         """Build everything and restore what `folder` holds: the final model, or the newest good checkpoint.
 
@@ -57,14 +59,16 @@ class Training:
             folder: the trial's own.
             device: defaults to the first GPU, or the CPU if there is none.
             still_current: raises Superseded if another attempt has taken over; called before every durable write.
+            parent: where the weights are that ``config.start_from`` names.
 
-        Raises: DataError, ModelError, CheckpointMismatch.
+        Raises: DataError, ModelError, CheckpointMismatch; ParentChanged if the parent's weights are not what they were.
         """
         self.config, self.seed, self.folder = config, seed, folder
         self.history: list[dict[str, float]] = []
         """One entry per epoch done."""
         self.notes: list[str] = []
-        """What the user should know: damaged checkpoints that were skipped, weights that were left out."""
+        """What the user should know: damaged checkpoints that were skipped, weights that were left out, what methods
+        noted. It grows with every epoch."""
         self._check_current = still_current or (lambda: None)
         self._identity = Identity(config.digest(), seed)
         self._best_accuracy, self._best_epoch = -1.0, 0
@@ -73,12 +77,14 @@ class Training:
         self._outcome = self._find_outcome()
         if self._outcome is None:
             self._splits = find_splits(config)
+            named = config.start_from
+            start = None if parent is None or named is None else read_parent(parent, named.name)
             with self._own_world():
-                self._learner = Learner(config, seed, self._splits, device or default_device())
+                self._learner = Learner(config, seed, self._splits, device or default_device(), start)
             if config.monitor.images:
                 batch_size = config.training.batch_size
                 self._monitor = Monitor(config.monitor, self._splits, batch_size, self._learner.device)
-            self.notes += self._learner.notes
+            self.notes += self._learner.take_notes()
             self._restore()
 
     @property
@@ -93,7 +99,7 @@ class Training:
         """Train one epoch, validate, write a checkpoint, and return the epoch's metrics.
 
         Keys: those of `Learner.train_epoch`, val/clean_acc, val/loss, selection/acc if training.select is "best",
-        those of `Monitor.measure` if it is due, cost/epoch_s, cost/images.
+        what the methods measure, those of `Monitor.measure` if it is due, cost/epoch_s, cost/images.
 
         Raises: LossDiverged, Superseded; RuntimeError if all epochs are done.
         """
@@ -101,7 +107,9 @@ class Training:
             raise RuntimeError(f"all {self.config.training.epochs} epochs are done; call finish()")
         started = time.monotonic()
         with self._own_world():
-            metrics = self._learner.train_epoch(self.epochs_done) | self._validate() | self._look()
+            metrics = self._learner.train_epoch(self.epochs_done) | self._validate() | self._learner.measure()
+            metrics |= self._look()
+        self.notes += self._learner.take_notes()
         metrics |= {"cost/epoch_s": time.monotonic() - started, "cost/images": float(len(self._splits.train.labels))}
         self.history.append(metrics)
         self._check_current()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from search_spaces.errors import CheckpointCorrupt
+from search_spaces.errors import CheckpointCorrupt, ModelError
 from trainables.checkpoint import read_final
-from trainables.config import TrialConfig
+from trainables.config import ModelConfig, TrialConfig
 from trainables.dataset import Splits, load_splits
 from trainables.method import Batch, MethodStack, build_stack
 from trainables.randomness import Randomness
 from trainables.vit import PixelVit, build_model
+from trainables.weights import Resampling, fill, without_wrapping
 
 TRAIN_AGAIN = "If the trial has failed by it, `retry` trains it again; `rerun` repeats any trial beside the sweep."
 
@@ -28,15 +30,40 @@ def find_splits(config: TrialConfig) -> Splits:
     return _cached_splits(config.data, config.model.img_size, with_selection=with_selection)
 
 
-def new_model(config: TrialConfig, splits: Splits) -> PixelVit:
-    """Return the model before any method has touched it, on the CPU; draws from torch's global random numbers."""
-    return build_model(
-        config.model,
+def new_model(config: TrialConfig, splits: Splits, start: Mapping[str, Tensor] | None = None) -> PixelVit:
+    """Return the model before any method has touched it, on the CPU; draws from torch's global random numbers.
+
+    Args:   start: the weights of the parent that the trial starts from; None if it has none.
+    Raises: ModelError if the model cannot be built, or there is a parent and its weights are not given or do not fit.
+    """
+    parent = config.start_from
+    if parent is not None and start is None:
+        raise ModelError(f"{config.label}: the weights of parent {parent.name} are needed; found none.")
+    model = build_model(
+        config.model if start is None else _bare(config.model),
         num_classes=splits.num_classes,
         channels=splits.channels,
         mean=splits.mean,
         std=splits.std,
     )
+    if parent is not None and start is not None:
+        _start(model, start, f"parent {parent.name}", config.model.resampling)
+    return model
+
+
+def _start(model: PixelVit, state: Mapping[str, Tensor], source: str, resampling: Resampling) -> None:
+    """Give a model the weights of its parent, and its normalisation where that comes with them."""
+    model.notes = fill(model.vit, without_wrapping(state), source, resampling)
+    for name, own in (("mean", model.mean), ("std", model.std)):
+        if name in state and state[name].shape != own.shape:
+            found = f"{state[name].numel()} values, not {own.numel()}"
+            raise ModelError(f"{source}: its {name} has {found}: it was trained on other images.")
+        own.copy_(state.get(name, own))
+
+
+def _bare(model: ModelConfig) -> ModelConfig:
+    """Return the model with weights of its own instead of loaded ones."""
+    return model.model_copy(update={"pretrained": False, "weights": None})
 
 
 def wrap_model(stack: MethodStack, model: nn.Module, config: TrialConfig, splits: Splits) -> nn.Module:
@@ -62,7 +89,7 @@ def load_final(folder: Path, *, device: torch.device) -> tuple[nn.Module, Splits
     if final is None:
         raise CheckpointCorrupt(f"{folder} has no final model. {TRAIN_AGAIN}")
     config = TrialConfig.model_validate(final.meta["config"])
-    bare = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False, "weights": None})})
+    bare = config.model_copy(update={"model": _bare(config.model), "start_from": None})
     splits = find_splits(config)
     with Randomness(final.meta["seed"]).active():
         model = wrap_model(build_stack(config), new_model(bare, splits).to(device), config, splits)

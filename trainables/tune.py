@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ray import tune
 
 from search_spaces.durable_files import make_folder, write_whole
-from search_spaces.errors import CheckpointError, LossDiverged, Superseded, ran_out_of_memory
+from search_spaces.errors import CheckpointError, LossDiverged, ParentChanged, Superseded, ran_out_of_memory
 from search_spaces.faults import durable
 from search_spaces.imports import quick_imports
 from search_spaces.storage import storage_problem
@@ -36,6 +36,8 @@ class TrainingJob:
     """The trial's folder, on storage that driver and worker share."""
     token: str
     """Names this attempt. The worker stops when the folder's `attempt` file names another one."""
+    parent: dict[str, Any] | None = None
+    """Where the weights are that the trial starts from: the fields of a `ParentFile`."""
 
     def tune_config(self) -> dict[str, Any]:
         """Return the trial's Tune configuration: one text, so that Tune neither flattens nor prints it."""
@@ -97,6 +99,7 @@ class TrialTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         self._job = TrainingJob(**json.loads(config["job"]))
         self._training: Any = None
+        self._said = 0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.setup(new_config)
@@ -121,6 +124,7 @@ class TrialTrainable(tune.Trainable):
         training = self._training
         if not training.is_done:
             metrics = training.run_epoch()
+            self._say_notes(training)
             values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             self._say(f"epoch {training.epochs_done}: {values}")
         history = tuple(training.history)
@@ -133,14 +137,15 @@ class TrialTrainable(tune.Trainable):
 
     def _build(self) -> Any:
         with quick_imports():
+            from trainables.parent import ParentFile
             from trainables.training import Training
 
         job = self._job
         config = TrialConfig.model_validate(job.config)
         self._say(f"attempt {job.token}: {config.label}, seed {job.seed}, pid {os.getpid()}")
-        training = Training(config, job.seed, Path(job.folder), still_current=self._still_current)
-        for note in training.notes:
-            self._say(note)
+        parent = None if job.parent is None else ParentFile(**job.parent)
+        training = Training(config, job.seed, Path(job.folder), still_current=self._still_current, parent=parent)
+        self._say_notes(training)
         if training.epochs_done:
             self._say(f"continues after epoch {training.epochs_done}")
         return training
@@ -148,7 +153,12 @@ class TrialTrainable(tune.Trainable):
     def _still_current(self) -> None:
         current = (Path(self._job.folder) / "attempt").read_text()
         if is_superseded(self._job.token, current):
-            raise Superseded(f"trial {self._job.number}: attempt {current} has replaced {self._job.token}.")
+            raise Superseded(f"{self._job.folder}: attempt {current} has replaced {self._job.token}.")
+
+    def _say_notes(self, training: Any) -> None:
+        for note in training.notes[self._said :]:
+            self._say(note)
+        self._said = len(training.notes)
 
     def _say(self, text: str) -> None:
         folder = Path(self._job.folder)
@@ -167,9 +177,11 @@ class TrialTrainable(tune.Trainable):
 
 
 def failure_kind(error: BaseException) -> str:
-    """Name the kind of a failure: storage (which is no trial's), nan, checkpoint, memory, or exception."""
+    """Name the kind of a failure: storage or parent (which are no trial's), nan, checkpoint, memory, or exception."""
     if storage_problem(error):
         return "storage"
+    if isinstance(error, ParentChanged):
+        return "parent"
     if isinstance(error, LossDiverged):
         return "nan"
     if isinstance(error, CheckpointError):

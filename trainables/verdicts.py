@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from trainables.canonical_passes import CANONICAL_BATCH, evaluating, judging, pa
 from trainables.dataset import Images
 from trainables.examination import EXAMINED, examine
 from trainables.verified import check_logits, check_shape, checked_pixels, verified
-from trainables.worst_case import WorstCase
+from trainables.worst_case import SURE_MARGIN, WorstCase
 
 PACKED_BATCHES = 4
 """Batches of images that are judged together, at most (our choice). The survivors of four fill whole batches until less
@@ -116,6 +116,7 @@ def judge(
     batch_size: int,
     device: torch.device,
     keep: bool = False,
+    surrogate: nn.Module | None = None,
 ) -> Verdict:
     """Attack the images `ids`, which the model classifies correctly, all in one unit, and say which withstood.
 
@@ -123,7 +124,10 @@ def judge(
     The model comes back in its mode and with its flags; TF32 is off throughout. An attack that has a `run` of its own
     gets all images at once and a model that takes any number of them; any other gets them batch by batch.
 
-    Args: keep: whether the verdict keeps what the fallen images became.
+    Args:
+        keep: whether the verdict keeps what the fallen images became.
+        surrogate: the model that the attack sees instead of the judged one, to which its images are transferred; it
+            takes all its steps then, because falling there is no reason to stop. None is the judged model itself.
 
     Raises: AttackError if an attack returns images outside [0, 1] or outside its ε-ball, by more than rounding
         (TOLERANCE), or of another shape; if the images, labels or logits cannot be judged; if the memory is too small.
@@ -133,22 +137,28 @@ def judge(
         return Verdict(ids, nobody, (), 0, 0, 0.0, nobody, nobody)
     started = time.monotonic()
     name = type(attack).__name__
-    with judging(model, name, batch_size, device) as counts, _collected_warnings() as said:
+    seen = model if surrogate is None else surrogate
+    with ExitStack() as stack:
+        passes = [stack.enter_context(judging(each, name, batch_size, device)) for each in dict.fromkeys((model, seen))]
+        said = stack.enter_context(_collected_warnings())
         origin = checked_pixels(images.take(ids), ids).to(device)
         labels = images.labels[ids].to(device)
         with torch.no_grad():
-            check_logits(model(origin[:1]), labels, ids)
-        worst = _attacked(attack, Batched(model, batch_size), origin, labels, seed, ids)
+            check_logits(seen(origin[:1]), labels, ids)
+        margin = SURE_MARGIN if seen is model else math.inf
+        worst = WorstCase(origin.clone(), labels.clone(), margin)
+        _attack(attack, Batched(seen, batch_size), worst, seed, ids)
         attacked = verified(worst.images.detach(), origin, attack.threat, name)
         correct = confirmed(model, attacked, labels)
-        mismatched = worst.lead.isfinite() & ((worst.lead > 0) == correct)
+        claims = worst.lead.isfinite() if seen is model else torch.zeros_like(correct)
+        mismatched = claims & ((worst.lead > 0) == correct)
     texts = [str(item.message) for item in said]
     return Verdict(
         ids,
         correct.cpu(),
         tuple(dict.fromkeys([*texts, FLAT] if bool(worst.flat.any()) else texts)),
-        counts["forward"],
-        counts["backward"],
+        sum(counts["forward"] for counts in passes),
+        sum(counts["backward"] for counts in passes),
         time.monotonic() - started,
         mismatched.cpu(),
         worst.flat.cpu(),
@@ -211,20 +221,19 @@ def confirmed(model: nn.Module, attacked: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
 
 
-def _attacked(attack: Attack[Any], model: Batched, origin: Tensor, labels: Tensor, seed: int, ids: Tensor) -> WorstCase:
-    """Return what the attack made of the images (n, C, H, W); it gets copies of all that it is judged by.
+def _attack(attack: Attack[Any], model: Batched, worst: WorstCase, seed: int, ids: Tensor) -> None:
+    """Let the attack fill `worst`, which holds copies of all that it is judged by.
 
     Whoever only has a `perturb` may hold the graph of all that it is given, which is a batch therefore.
     """
-    worst = WorstCase(origin.clone(), labels.clone())
     if type(attack).run is not Attack.run:
         attack.run(model, worst, seed, ids)
-        return worst
+        return
+    origin, labels = worst.origin, worst.labels
     for rows in torch.arange(len(origin), device=origin.device).split(model.batch_size):
         found = attack.perturb(model, origin[rows], labels[rows], seed, ids[rows.cpu()])
         check_shape(found, origin[rows], type(attack).__name__)
         worst.take(rows, found.detach())
-    return worst
 
 
 def _batches(positions: Tensor, size: int) -> tuple[Tensor, ...]:

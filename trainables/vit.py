@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import HybridEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -40,6 +41,14 @@ class PixelVit(nn.Module):
         return logits
 
 
+def find_vit(model: nn.Module) -> VisionTransformer:
+    """Return timm's model inside another; ModelError if there is none."""
+    for module in model.modules():
+        if isinstance(module, VisionTransformer):
+            return module
+    raise ModelError(f"{type(model).__name__} holds no timm VisionTransformer.")
+
+
 def build_model(
     config: ModelConfig, *, num_classes: int, channels: int, mean: Sequence[float], std: Sequence[float]
 ) -> PixelVit:
@@ -55,7 +64,7 @@ def build_model(
     """
     if {len(mean), len(std)} - {1, channels}:
         raise ModelError(f"mean and std need one value per channel ({channels}), found {len(mean)} and {len(std)}.")
-    _check_name(config.name)
+    _own_model(config.name)
     model = PixelVit(_create(config, channels, num_classes), mean, std)
     if config.pretrained:
         state = pretrained_state(config.name, channels)
@@ -71,10 +80,10 @@ def check_weights(config: ModelConfig, *, num_classes: int, channels: int) -> tu
     Pretrained weights are judged by the shapes that timm gives the model, so that nothing is fetched or read; a local
     file is read. ModelError if they do not fit.
     """
-    _check_name(config.name)
+    _own_model(config.name)
     if config.pretrained:
         with torch.device("meta"):
-            shapes = timm.create_model(config.name, in_chans=channels).state_dict()
+            shapes = timm.create_model(config.name, in_chans=channels, weight_init="skip").state_dict()
         state = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in shapes.items()}
     elif config.weights:
         state = read_weights(config.weights)
@@ -87,15 +96,19 @@ def check_weights(config: ModelConfig, *, num_classes: int, channels: int) -> tu
 
 def model_facts(config: ModelConfig, channels: int, num_classes: int) -> ModelFacts:
     """Return what methods may ask about the model, without allocating its weights; ModelError as in `build_model`."""
-    _check_name(config.name)
+    _own_model(config.name)
     with torch.device("meta"):
         vit = _create(config, channels, num_classes)
     layers = attention_layers(vit)
     return ModelFacts(
         name=config.name,
         tokens=vit.patch_embed.num_patches + vit.num_prefix_tokens,
+        prefix_tokens=vit.num_prefix_tokens,
+        register_tokens=vit.num_reg_tokens,
+        has_class_token=vit.has_class_token,
+        pooling=vit.global_pool,
         depth=len(vit.blocks),
-        num_heads=layers[0].num_heads if layers else config.num_heads or 0,
+        num_heads=next(module.num_heads for module in vit.blocks.modules() if hasattr(module, "num_heads")),
         embed_dim=vit.embed_dim,
         exposes_attention=len(layers) == len(vit.blocks),
         normalises_queries=any(not isinstance(layer.q_norm, nn.Identity) for layer in layers),
@@ -103,20 +116,27 @@ def model_facts(config: ModelConfig, channels: int, num_classes: int) -> ModelFa
 
 
 @lru_cache(maxsize=256)
-def _check_name(name: str) -> None:
-    """Refuse what timm does not know or what is not a VisionTransformer; costs no weights."""
+def _own_model(name: str) -> VisionTransformer:
+    """Return the model as timm has it, without weights; refuse what timm does not know or is no VisionTransformer."""
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ModelError(f"model.name: timm has no model {name!r}.{hint}")
     with torch.device("meta"):
-        kind = type(timm.create_model(name))
-    if not issubclass(kind, VisionTransformer):
-        raise ModelError(f"model.name: {name} is a {kind.__name__}, not a VisionTransformer (ViT, DeiT, DINOv2, …).")
+        model = timm.create_model(name)
+    if not isinstance(model, VisionTransformer):
+        kind = type(model).__name__
+        raise ModelError(f"model.name: {name} is a {kind}, not a VisionTransformer (ViT, DeiT, DINOv2, …).")
+    return model
 
 
 def _create(config: ModelConfig, channels: int, num_classes: int) -> Any:
-    shape = {key: getattr(config, key) for key in ("embed_dim", "depth", "num_heads")}
+    own = _own_model(config.name)
+    changes = {key: getattr(config, key) for key in ("embed_dim", "depth", "num_heads", "reg_tokens", "qk_norm")}
+    if config.global_pool is not None:  # the norm stays before or after it, where the model's weights have one
+        changes |= {"global_pool": config.global_pool, "fc_norm": not isinstance(own.fc_norm, nn.Identity)}
+    if torch.get_default_device().type == "meta":
+        changes["weight_init"] = "skip"  # there are no values, and computing them takes seconds for a large model
     try:
         return timm.create_model(
             config.name,
@@ -126,10 +146,16 @@ def _create(config: ModelConfig, channels: int, num_classes: int) -> Any:
             drop_path_rate=config.drop_path,
             in_chans=channels,
             num_classes=num_classes,
-            **{key: value for key, value in shape.items() if value is not None},
+            **{key: value for key, value in changes.items() if value is not None},
         )
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise ModelError(f"model: timm cannot build {config.name} so: {error}.") from error
+        reason = str(error).rstrip(".") or "an assertion failed"
+        if isinstance(own.patch_embed, HybridEmbed):
+            reason += (
+                "; it cuts its patches out of the features of a convolutional network, whose positions patch_size "
+                "counts (1 as a rule), and whose side it must divide"
+            )
+        raise ModelError(f"model: timm cannot build {config.name} so: {reason}.") from error
 
 
 def _source(config: ModelConfig) -> str:

@@ -6,6 +6,7 @@ microsoft/robustlearn, specformer/model_for_cifar/vit.py).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,12 @@ PATCHES = "patch_embed.proj.weight"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without unpickling anything but tensors; our own final weights lose their wrapping.
+    """Read the state dict of a timm model as `read_state`; our own final weights lose their wrapping."""
+    return without_wrapping(read_state(path))
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict without unpickling anything but tensors.
 
     Raises: ModelError if there is no such file or it holds anything else.
     """
@@ -37,9 +43,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"model.weights: {path} cannot be read as weights: {error}.") from error
     except Exception as error:  # pickle.UnpicklingError and whatever torch's restricted unpickler raises
         raise ModelError(f"model.weights: {path} is not a plain state dict of tensors: {error}.") from error
-    if any(key.startswith("vit.") for key in state):
-        return {key.removeprefix("vit."): value for key, value in state.items() if key.startswith("vit.")}
     return dict(state)
+
+
+def without_wrapping(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of the timm model alone, if it is that of a `PixelVit`; any other as it is."""
+    inner = {key.removeprefix("vit."): value for key, value in state.items() if key.startswith("vit.")}
+    return inner or dict(state)
 
 
 def fill(vit: Any, state: dict[str, Tensor], source: str, resampling: Resampling) -> tuple[str, ...]:

@@ -24,8 +24,13 @@ class WorstCase:
     misclassified, what is handed back is, as if every misclassified candidate counted.
     """
 
-    def __init__(self, origin: Tensor, labels: Tensor) -> None:
-        """Start with the images (B, C, H, W) themselves and their labels (B,); any candidate is worse than no other."""
+    def __init__(self, origin: Tensor, labels: Tensor, sure_margin: float = SURE_MARGIN) -> None:
+        """Start with the images (B, C, H, W) themselves and their labels (B,); any candidate is worse than no other.
+
+        Args: sure_margin: lead at which an image has fallen; infinity where the leads are those of another model than
+            the judged one: then no image leaves, and each is handed back as its most misclassified candidate.
+        """
+        self._sure_margin = sure_margin
         self.origin = origin
         self.labels = labels
         self.images = origin.clone()
@@ -44,7 +49,7 @@ class WorstCase:
             there = rows[worse]
             self.images[there] = candidates[worse]
             self.lead[there] = lead[worse]
-        return ~(lead > SURE_MARGIN)
+        return ~(lead > self._sure_margin)
 
     def take(self, rows: Tensor, candidates: Tensor) -> None:
         """Replace the images `rows` (n,) by candidates that come without logits: nothing is claimed about them."""
@@ -57,4 +62,4 @@ class WorstCase:
     @property
     def standing(self) -> Tensor:
         """The images (n,) that have not surely fallen, in order."""
-        return (self.lead <= SURE_MARGIN).nonzero().squeeze(1)
+        return (self.lead <= self._sure_margin).nonzero().squeeze(1)

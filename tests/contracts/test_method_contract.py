@@ -18,20 +18,32 @@ from search_spaces.space import read_space
 from trainables.attention import attention_layers, record_attention
 from trainables.checkpoint import read_final, weights_digest
 from trainables.config import TrialConfig, method_config_type
+from trainables.learner import Learner
 from trainables.method import Batch, build_stack, check_stack
 from trainables.registry import find, names
 from trainables.training import Training, load_final
+from trainables.trial import find_splits
 from trainables.vit import build_model, model_facts
 
 METHODS = names("methods")
 CPU = torch.device("cpu")
+BRIEF = {
+    "robustness_tokens": {"steps": 2, "measured_images": 8},
+    "safer": {"steps": 2, "score_batches": 2},
+}
+"""Settings of methods that would take long at their defaults."""
 
 
 def legal_stacks():
-    """Every set of methods that may be stacked, one-element sets included; plain has nothing to stack."""
+    """Every method alone, every pair that may be stacked, and the largest stack; plain has nothing to stack."""
     kinds = {key: find("methods", key) for key in METHODS if key != "plain"}
     sets = [chosen for size in range(1, len(kinds) + 1) for chosen in combinations(kinds, size)]
-    return [("plain",), *(chosen for chosen in sets if not check_stack({key: kinds[key] for key in chosen}))]
+    legal = [chosen for chosen in sets if not check_stack({key: kinds[key] for key in chosen})]
+    return [("plain",), *(chosen for chosen in legal if len(chosen) <= 2), max(legal, key=len)]
+
+
+FREEZING = {key for key in METHODS if find("methods", key).freezes}
+"""Methods that train some of the weights and leave the others alone, so that no setting of them is plain."""
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -46,7 +58,7 @@ def stacked(request):
 
 @pytest.fixture(scope="module")
 def config(stacked, tiny_trial):
-    return tiny_trial({name: {} for name in stacked})
+    return tiny_trial({name: BRIEF.get(name, {}) for name in stacked})
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +79,7 @@ def parts(config):
     batch = Batch(torch.rand(8, 1, 8, 8), torch.arange(8))
     stack = build_stack(config)
     model = stack.wrap(model, batch)
-    stack.on_epoch_start(model, 1)
+    stack.on_epoch_start(model, 1, lambda key, share=1.0: iter([[batch]]))
     return stack, model, batch
 
 
@@ -171,13 +183,13 @@ def test_gradients_reach_every_trainable_parameter_and_no_frozen_one(parts):
             assert parameter.grad is None, name
 
 
-def test_its_penalties_are_named_scalars(parts):
+def test_its_penalties_are_named_scalars(stacked, parts):
     stack, model, batch = parts
     with record_attention(model, stack.reads(CPU)) as attention:
         stack.loss(model, batch, batch)
     for name, value in stack.penalty(model, attention).items():
         assert value.shape == (), name
-        assert value.requires_grad, name
+        assert value.requires_grad or FREEZING & set(stacked), name  # what it reads may lie below all that is trained
 
 
 def five_steps(tiny_trial, methods, folder):
@@ -190,20 +202,50 @@ def five_steps(tiny_trial, methods, folder):
 
 
 def at_strength(stacked, value):
-    return {key: dict.fromkeys(find("methods", key).strengths, value) for key in stacked}
+    """The stack with every strength at a value; what freezes has none, and is only kept from attacking."""
+    return alone(stacked) | {
+        key: dict.fromkeys(find("methods", key).strengths, value) for key in stacked if key not in FREEZING
+    }
+
+
+def alone(stacked):
+    """What is left of a stack whose strengths are 0: plain fine-tuning, of some of the weights if a method freezes."""
+    return {key: BRIEF.get(key, {}) | {"epsilon": 0} for key in stacked if key in FREEZING}
+
+
+def test_a_method_can_be_switched_off_unless_it_freezes(key):
+    kind = find("methods", key)
+    assert bool(kind.strengths) != (kind.freezes or key == "plain")
+    assert set(kind.strengths) <= kind.Config.model_fields.keys()
 
 
 def test_at_strength_zero_it_is_plain_fine_tuning_bit_by_bit(stacked, tiny_trial, tmp_path):
-    if not all(find("methods", key).strengths for key in stacked if key != "plain"):
-        pytest.skip(f"{'+'.join(stacked)} cannot be switched off")
+    if set(stacked) <= FREEZING:
+        pytest.skip(f"{'+'.join(stacked)} cannot be switched off: the test of frozen weights stands in its place")
     off = five_steps(tiny_trial, at_strength(stacked, 0), tmp_path / "off")
-    plain = five_steps(tiny_trial, {}, tmp_path / "plain")
+    plain = five_steps(tiny_trial, alone(stacked), tmp_path / "plain")
     assert weights_digest(off) == weights_digest(plain)
+
+
+def test_a_frozen_weight_is_bit_identical_after_an_epoch_and_a_trained_one_is_not(stacked, tiny_trial):
+    """Through weight decay, momentum and the moving average of the weights."""
+    recipe = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.1, "decay_everything": True, "ema_decay": 0.9}
+    config = tiny_trial({name: BRIEF.get(name, {}) for name in stacked}, training=recipe)
+    torch.manual_seed(0)
+    learner = Learner(config, 1, find_splits(config), CPU)
+    for epoch in range(2):
+        before, average = deepcopy(learner.model.state_dict()), deepcopy(learner.kept_model.state_dict())
+        learner.train_epoch(epoch)
+        after, flags = learner.model.state_dict(), {n: p.requires_grad for n, p in learner.model.named_parameters()}
+        assert set(flags.values()) == ({True, False} if FREEZING & set(stacked) else {True})
+        assert {name: not torch.equal(after[name], before[name]) for name in flags} == flags
+        if epoch == 0:
+            assert {n: not torch.equal(learner.kept_model.state_dict()[n], average[n]) for n in flags} == flags
 
 
 @pytest.mark.parametrize("more", [{}, {"path": "recompute"}], ids=["", "recompute"])
 def test_at_strength_almost_zero_its_own_path_runs_and_gives_plain_weights(stacked, more, tiny_trial, tmp_path):
-    if not all(find("methods", key).strengths for key in stacked if key != "plain"):
+    if set(stacked) <= FREEZING:
         pytest.skip(f"{'+'.join(stacked)} cannot be switched off")
     if more and "jasmin" not in stacked:
         pytest.skip("only jasmin has two paths")
@@ -211,7 +253,7 @@ def test_at_strength_almost_zero_its_own_path_runs_and_gives_plain_weights(stack
     if more:
         barely["jasmin"] |= more
     found = five_steps(tiny_trial, barely, tmp_path / "barely")
-    plain = five_steps(tiny_trial, {}, tmp_path / "plain")
+    plain = five_steps(tiny_trial, alone(stacked), tmp_path / "plain")
     for name, expected in plain.items():
         assert float((found[name] - expected).norm()) <= 1e-5 * float(expected.norm()), name
 
@@ -249,9 +291,12 @@ def test_attacks_inside_training_are_not_recorded(parts, monkeypatch):
 
 def test_micro_batches_add_up_to_the_whole_batch(stacked, tiny_trial, tmp_path):
     """Without random numbers in it, a step in parts is the same step; the last part is smaller."""
-    calm = {key: {"random_start": False} if key == "adversarial" else {} for key in stacked}
+    calm = {key: BRIEF.get(key, {}) for key in stacked}
+    calm |= {key: calm[key] | {"random_start": False} for key in ("adversarial", "safer") if key in calm}
     if "trades" in calm:
         calm["trades"] = {"epsilon": 0}  # its start is always random
+    if "robustness_tokens" in calm:
+        calm["robustness_tokens"] = {"epsilon": 0}  # so is this one's
     recipe = {"epochs": 1, "batch_size": 50, "optimizer": "sgd", "learning_rate": 0.05}
     found = []
     for name, size in (("whole", None), ("parts", 16)):

@@ -33,6 +33,8 @@ POINTS = (
     "stage.adopt:2",
 )
 """Done and not yet committed: a run created, a trial asked for, started but not handed to Tune, checkpointed, …"""
+FEW = ("epochs.commit:2", "stage.adopt:2")
+"""`test_durable` kills at every durable write in one process; here it is real drivers, which take seconds to start."""
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +72,14 @@ def assert_judged_in_parts(storage: Path) -> None:
     assert len(units(storage)) > len({path.parent for path in units(storage)})
 
 
+@pytest.mark.parametrize("points", [FEW, pytest.param(POINTS, marks=pytest.mark.slow)], ids=["few", "all"])
 def test_a_sweep_that_is_stopped_in_every_way_ends_as_if_it_had_not_been(
-    tmp_path: Path, undisturbed: dict[str, Any]
+    tmp_path: Path, undisturbed: dict[str, Any], points: tuple[str, ...]
 ) -> None:
-    """One sweep meets Ctrl-C, seven kills between an act and its commit, one in training and one within a stage."""
+    """One sweep meets Ctrl-C, kills between an act and its commit, one in training and one within a stage."""
     stop_with_ctrl_c(launch(tmp_path), tmp_path)
     kill_when(tmp_path, lambda ledger: any(0 < t.epochs < 4 for t in ledger.trials([State.TRAINING])))
-    for point in POINTS:
+    for point in points:
         driver = resume(tmp_path, kill_at=point)
         assert driver.wait() == -signal.SIGKILL, f"{point} was never reached:\n{driver.text()}"
     kill_when(tmp_path, lambda ledger: is_partly_stored(ledger, tmp_path))

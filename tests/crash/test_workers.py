@@ -13,7 +13,7 @@ from sweeps.ledger import Ledger
 from sweeps.records import State
 from tests.crash.drivers import launch, ledger_says, open_ledger
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def kill_worker(storage: Path, number: int) -> None:
@@ -41,7 +41,6 @@ def test_a_killed_worker_costs_one_attempt_and_the_trial_goes_on_from_its_checkp
     assert "continues after epoch" in log
 
 
-@pytest.mark.slow
 def test_without_retries_a_killed_worker_fails_its_trial_and_the_sweep_ends_with_exit_code_1(tmp_path: Path) -> None:
     def trains(ledger: Ledger) -> bool:
         return any(t.number == 0 and t.epochs >= 1 for t in ledger.trials([State.TRAINING]))

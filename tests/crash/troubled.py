@@ -7,7 +7,7 @@ from typing import Literal
 from torch import nn
 
 from trainables.config import MethodConfig
-from trainables.method import Method
+from trainables.method import Draw, Method
 
 
 class TroubledConfig(MethodConfig):
@@ -24,14 +24,15 @@ class Troubled(Method[TroubledConfig]):
 
     Config = TroubledConfig
 
-    def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
+    def on_epoch_start(self, model: nn.Module, epoch: int, draw: Draw) -> dict[str, float]:
         if self.config.trouble == "slow":
             time.sleep(0.3)
         mark = Path(self.config.marks) / f"{self.config.trouble}.mark"
         if epoch != 1 or mark.exists():
-            return
+            return {}
         mark.touch()
         if self.config.trouble == "hang":
             time.sleep(10_000)
         if self.config.trouble == "memory":
             raise MemoryError("no room")
+        return {}

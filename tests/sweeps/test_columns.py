@@ -45,7 +45,8 @@ def test_a_head_names_what_differs_from_the_launched_plan() -> None:
             alone("FGSM4", 2, threat=FAR),
             alone("PGD", 3, config=legacy),
             alone("far", 4, threat={"norm": "l2", "epsilon": 0.5}),
-            planned("cw", 5, "test", plan="paper", threat=FAR),
+            alone("made", 5, surrogate="backbone"),
+            planned("cw", 6, "test", plan="paper", threat=FAR),
         ]
     )
     usual = usual_threat(columns)
@@ -55,6 +56,7 @@ def test_a_head_names_what_differs_from_the_launched_plan() -> None:
         "FGSM4, ε = 4/255",
         "PGD, ε = 8/255, normalised units",
         "far, l2, ε = 0.5",
+        "made, ε = 8/255, made on the backbone",
         "test paper: cw, ε = 4/255",
     ]
     assert columns[0].title() == "autoattack, linf, ε = 8/255"

@@ -216,7 +216,7 @@ def test_a_column_has_the_sections_ball_unless_it_gives_its_own() -> None:
 def test_columns_and_what_only_describes_come_back_from_the_ledger() -> None:
     attacks = {
         "plan": "standard",
-        "columns": {"FGSM4": {"fgsm": {}, "epsilon": "4/255"}},
+        "columns": {"FGSM4": {"fgsm": {}, "epsilon": "4/255"}, "PGD": {"pgd": {}, "surrogate": "backbone"}},
         "keep_images": True,
         "later_stages": "idle",
     }
@@ -318,6 +318,16 @@ def test_an_ordinary_name_is_accepted(name: str) -> None:
         ({"attacks": {"columns": {"F": {"fgsm": {}, "epsilon": 4}}}}, "attacks.columns.F.epsilon", "found 4"),
         ({"attacks": {"columns": {"F": {"fgsm": {}, "norm": "l1"}}}}, "attacks.columns.F.norm", "'linf' or 'l2'"),
         ({"attacks": {"columns": {"F": {"pgd": {"step": 3}}}}}, "attacks.columns.F.pgd.step", "Did you mean 'steps'?"),
+        (
+            {"attacks": {"columns": {"F": {"fgsm": {}, "surrogate": "vit"}}}},
+            "attacks.columns.F.surrogate",
+            "expected backbone; found 'vit'",
+        ),
+        (
+            {"attacks": {"stages": [{"pgd": {}, "surrogate": "backbone"}]}},
+            "attacks.stages[0].surrogate",
+            "Move the attack to attacks.columns",
+        ),
         ({"attacks": {"columns": {"a b": "fgsm"}}}, "attacks.columns.a b", "letters, digits, dots"),
         ({"attacks": {"columns": {"-a": "fgsm"}}}, "attacks.columns.-a", "letters, digits, dots"),
         ({"attacks": {"columns": {"a" * 41: "fgsm"}}}, f"attacks.columns.{'a' * 41}", "1 to 40"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.records import IMPORTED, LAUNCHED, State
 from sweeps.runner import drive
-from sweeps.stage_job import StageJob, StageOutcome
+from sweeps.stage_job import StageJob, StageOutcome, judge_here
 from sweeps.summary import front_of
 from tests.sweeps.made import InlinePool, judge_all, make_sweep
 from tests.sweeps.test_pareto import slow_front
@@ -267,6 +268,80 @@ def test_an_attack_that_fails_is_recorded_and_the_other_trials_go_on(
     monkeypatch.setattr("sweeps.evaluate.EvaluationPool", InlinePool)
     assert add(made, plan, "1-3").failed == 0
     assert {s.state for s in own(ledger)} == {"done"}
+
+
+def failing(error_of: Callable[[StageJob], str | None]) -> type[InlinePool]:
+    """A pool whose stages fail as it is told, before they have judged anything."""
+
+    class Failing(InlinePool):
+        def done(self) -> list[tuple[StageJob, StageOutcome | str]]:
+            jobs, self.running = self.running, []
+            return [(job, error_of(job) or judge_here(job, 0.0)) for job in jobs]
+
+    return Failing
+
+
+SHORT = "Traceback …\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+
+
+def test_a_further_plan_that_does_not_fit_the_memory_is_judged_with_half_the_batch(
+    made: SweepFolder, ledger: Ledger, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def error(job: StageJob) -> str | None:
+        sizes.append(job.stage.batch_size)
+        return SHORT if job.stage.batch_size > 5 else None
+
+    monkeypatch.setattr("sweeps.evaluate.EvaluationPool", failing(error))
+    said = io.StringIO()
+    added = add_plan(made, "more", plan_of(), "0", Console(file=said, width=200))
+    assert (added.failed, sizes) == (0, [20, 10, 5])
+    (stage,) = own(ledger)
+    assert (stage.state, stage.tries, stage.batch_size, stage.error) == ("done", 2, 5, None)
+    assert "trial 0: pgd on validation images is tried again with batches of 5" in said.getvalue()
+    monkeypatch.setattr("sweeps.evaluate.EvaluationPool", InlinePool)
+    add(made, plan_of(), "0", name="calm")
+    (calm,) = own(ledger, "calm")
+    assert stage.verdicts.tolist() == calm.verdicts.tolist()
+
+
+def test_a_further_plan_tries_a_failed_stage_as_often_as_the_policy_says(
+    made: SweepFolder, ledger: Ledger, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: Counter[int] = Counter()
+
+    def error(job: StageJob) -> str | None:
+        tried[job.number] += 1
+        if job.number == 0:
+            return "AttackHung: pgd judged nothing"
+        return "Traceback: boom" if job.number == 1 else None
+
+    monkeypatch.setattr("sweeps.evaluate.EvaluationPool", failing(error))
+    assert add(made, plan_of(), "0-2").failed == 2
+    assert tried == {0: 2, 1: 1, 2: 1}  # by default a hang goes once more, and another failure does not
+    assert {s.number: s.state for s in own(ledger)} == {0: "failed", 1: "failed", 2: "done"}
+    assert ledger.trial(0).state is State.FINISHED
+    assert add(made, plan_of(), "0-2").failed == 2
+    assert tried == {0: 4, 1: 2, 2: 1}, "who asks again has all tries again"
+
+
+def test_a_batch_that_was_halved_stays_so_after_an_interruption(
+    made: SweepFolder, ledger: Ledger, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def error(job: StageJob) -> str | None:
+        sizes.append(job.stage.batch_size)
+        if len(sizes) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return SHORT if job.stage.batch_size > 10 else None
+
+    monkeypatch.setattr("sweeps.evaluate.EvaluationPool", failing(error))
+    assert add(made, plan_of(), "0").interrupted
+    assert not add(made, plan_of(), "0").failed
+    assert sizes == [20, 10]
+    assert (own(ledger)[0].tries, own(ledger)[0].batch_size) == (1, 10)
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from cluster.resources import Shares
-from search_spaces.errors import StorageError
-from sweeps.evaluation import LOST_WORKERS, EvaluationPool, priority, warm_up
+from search_spaces.errors import StorageError, has_hung
+from sweeps.evaluation import LOST_WORKERS, EvaluationPool, is_lost, priority, warm_up
+from sweeps.pulse import beat
 from sweeps.stage_job import ShardResult, StageJob, StageOutcome, judge_here
 from tests.sweeps import ledgers
 from tests.sweeps.stages import real_job, real_stage
@@ -33,6 +34,8 @@ class FakeRay:
     def __init__(self) -> None:
         self.started: list[tuple[Any, ...]] = []
         """(job, shard, shards) of every task, in the order of their starts."""
+        self.places: list[Path | None] = []
+        """Where each gives signs of life."""
         self.options: list[dict[str, Any]] = []
         self.cancelled: list[int] = []
         self._ended: dict[int, Exception | None] = {}
@@ -42,7 +45,8 @@ class FakeRay:
             def submit(*arguments: Any) -> Any:
                 if function is warm_up:
                     return None
-                self.started.append(arguments)
+                self.started.append(arguments[:3])
+                self.places.append(arguments[3])
                 self.options.append(options)
                 return len(self.started) - 1
 
@@ -67,6 +71,13 @@ class FakeRay:
             "d", places[shard], np.ones_like(stands), stands, 1, 1, 1.0, {"logit_scale_sum": 1.0}, judged=len(stands)
         )
 
+    def beat(self, task: int) -> None:
+        """Let a task give a sign of life: the first time those of its start, later that of a unit."""
+        place = self.places[task]
+        assert place is not None
+        for _ in range(1 if place.exists() else 2):
+            beat(place)
+
     def cancel(self, task: int, force: bool) -> None:
         assert force
         self.cancelled.append(task)
@@ -80,6 +91,18 @@ class FakeRay:
         return [(job.number, f"{job.stage.split[0]}.{job.stage.label}", shard) for job, shard, _ in self.started]
 
 
+class RayError(Exception):
+    """As in ray.exceptions."""
+
+
+class RayTaskError(RayError):
+    """What the task itself raised."""
+
+
+class RayMemoryError(RayError):
+    """The node had no memory left."""
+
+
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake: Any = FakeRay()
@@ -87,7 +110,9 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
         placement_group=lambda bundles, strategy: types.SimpleNamespace(ready=lambda: "ready")
     )
     strategies = types.SimpleNamespace(PlacementGroupSchedulingStrategy=lambda group: "reserved")
+    errors: Any = types.SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError, OutOfMemoryError=RayMemoryError)
     monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", errors)
     monkeypatch.setitem(sys.modules, "ray.util", types.SimpleNamespace())  # type: ignore[misc]
     monkeypatch.setitem(sys.modules, "ray.util.placement_group", group)  # type: ignore[misc]
     monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)  # type: ignore[misc]
@@ -235,7 +260,7 @@ def test_the_reserved_share_is_left_when_training_is_over(ray: FakeRay) -> None:
     assert len(ray.started) == 3
     assert pool.capacity == 3
     assert "scheduling_strategy" not in ray.options[1]
-    assert {options["max_retries"] for options in ray.options} == {LOST_WORKERS}
+    assert {options["max_retries"] for options in ray.options} == {0}
 
 
 def test_the_reserved_share_is_kept_to_again_when_trainings_come_again(ray: FakeRay) -> None:
@@ -261,6 +286,145 @@ def test_a_forgotten_trial_starts_nothing_more_and_is_never_named(ray: FakeRay) 
     assert [number for number, _, _ in ray.shown()] == [0, 1]
 
 
+# What is lost, and what hangs
+
+
+def test_a_shard_whose_worker_dies_starts_again_so_often_and_no_oftener(ray: FakeRay) -> None:
+    pool = pool_of(1)
+    pool.submit(job(LATER, 0, standing=5))
+    pool.submit(job(LATER, 1, standing=5))
+    for task in range(LOST_WORKERS):
+        ray.end(task, RayError("the worker died"))
+        assert pool.done() == []
+    assert ray.shown() == [(0, "v.auto", 0)] * (LOST_WORKERS + 1), "it keeps its turn"
+    ray.end(LOST_WORKERS, RayError("the worker died"))
+    ((ended, error),) = pool.done()
+    assert (ended.number, "the worker died" in str(error)) == (0, True)
+    ray.end(LOST_WORKERS + 1)
+    assert [(ended.number, isinstance(outcome, StageOutcome)) for ended, outcome in pool.done()] == [(1, True)]
+
+
+@pytest.mark.parametrize(
+    "error", [RayTaskError("the attack raised"), RayMemoryError("out of memory"), ValueError("no")]
+)
+def test_what_a_shard_does_itself_is_not_simply_done_again(ray: FakeRay, error: Exception) -> None:
+    pool = pool_of(1)
+    pool.submit(job(LATER, standing=5))
+    ray.end(0, error)
+    ((_, outcome),) = pool.done()
+    assert str(error) in str(outcome)
+    assert len(ray.started) == 1
+
+
+def test_rays_own_errors_are_told_apart() -> None:
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+
+    of_the_attack = RayTaskError("judge_shard", "Traceback", ValueError("no"))
+    found = [is_lost(e) for e in (WorkerCrashedError(), NodeDiedError("n"), OutOfMemoryError("m"), of_the_attack)]
+    assert found == [True, True, False, False]
+    assert not is_lost(ValueError("no"))
+
+
+class Clock:
+    """A clock that the test sets; it stands in the pool's place of `time`."""
+
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def monotonic(self) -> float:
+        return self.at
+
+    def time(self) -> float:
+        return 0.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("sweeps.evaluation.time", clock)
+    return clock
+
+
+def listening(workers: int, scratch: Path) -> EvaluationPool:
+    """A pool that ends what judges nothing for 30 s."""
+    return EvaluationPool(Shares(3, 1, 0, workers, 1, 0), ["pgd"], 30.0, scratch)
+
+
+def ends_after(pool: EvaluationPool, clock: Clock, seconds: float) -> list[Any]:
+    clock.at += seconds
+    return pool.done()
+
+
+def test_a_shard_that_is_silent_for_too_long_is_ended_and_its_stage_has_hung(
+    ray: FakeRay, clock: Clock, tmp_path: Path
+) -> None:
+    pool = listening(1, tmp_path)
+    pool.submit(job(FIRST, 7))  # two shards, one after the other
+    ray.beat(0)
+    assert ends_after(pool, clock, 0) == []
+    for _ in range(5):  # slow, and alive: a unit each
+        assert ends_after(pool, clock, 29) == []
+        ray.beat(0)
+        assert ends_after(pool, clock, 1) == []
+    assert ends_after(pool, clock, 29) == []
+    ((ended, error),) = ends_after(pool, clock, 1)
+    assert ended.number == 7
+    assert isinstance(error, str)
+    assert has_hung(error)
+    assert "pgd on validation images of trial 7 judged nothing for 30 s (failures.hang_after_s: 30)" in error
+    assert (ray.cancelled, pool.busy, pool.free, len(ray.started)) == ([0], False, 1, 1)
+    pool.submit(job(FIRST, 7))
+    assert len(ray.started) == 2
+    assert len(set(ray.places)) == 2, "a new try is not taken for the old one"
+
+
+def test_a_shard_that_waits_for_a_worker_does_not_hang(ray: FakeRay, clock: Clock, tmp_path: Path) -> None:
+    pool = listening(1, tmp_path)
+    pool.submit(job(FIRST, standing=5))
+    for _ in range(10):
+        assert ends_after(pool, clock, 1000) == []
+    ray.beat(0)
+    assert ends_after(pool, clock, 1000) == [], "the time before its first sign of life does not count"
+    assert ends_after(pool, clock, 29) == []
+    assert len(ends_after(pool, clock, 1)) == 1
+
+
+def test_the_other_shards_of_a_stage_that_hangs_end_in_peace(ray: FakeRay, clock: Clock, tmp_path: Path) -> None:
+    pool = listening(2, tmp_path)
+    pool.submit(job(FIRST))
+    for task in (0, 1):
+        ray.beat(task)
+    assert ends_after(pool, clock, 0) == []
+    ray.beat(1)
+    assert ends_after(pool, clock, 29) == []
+    assert ends_after(pool, clock, 1) == []
+    assert ray.cancelled == [0]
+    ray.end(1)
+    ((_, error),) = ends_after(pool, clock, 1)
+    assert has_hung(str(error))
+
+
+def test_a_stopped_trials_shard_that_hangs_does_not_keep_its_place(ray: FakeRay, clock: Clock, tmp_path: Path) -> None:
+    pool = listening(1, tmp_path)
+    pool.submit(job(FIRST, 0, standing=5))
+    ray.beat(0)
+    ends_after(pool, clock, 0)
+    pool.forget(0)
+    pool.submit(job(FIRST, 1, standing=5))
+    assert len(ray.started) == 1
+    assert ends_after(pool, clock, 30) == []
+    assert ray.cancelled == [0]
+    assert ray.shown()[1:] == [(1, "v.pgd", 0)]
+
+
+def test_without_a_limit_nobody_listens(ray: FakeRay, clock: Clock) -> None:
+    pool = pool_of(1)
+    pool.submit(job(FIRST, standing=5))
+    assert ray.places == [None]
+    assert ends_after(pool, clock, 1e9) == []
+    assert ray.cancelled == []
+
+
 def test_a_worker_is_warmed_up_for_the_attacks_that_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "trainables.attacks.fgsm", raising=False)
     warm_up(["of_a_plugin", "fgsm"])
@@ -281,7 +445,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]))
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

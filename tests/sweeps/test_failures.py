@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.failures import KINDS, LONGEST_BACKOFF_S, Again, after_failure, after_stage_failure, backoff
+from sweeps.failures import KINDS, LONGEST_BACKOFF_S, Again, StageAgain, after_failure, after_stage_failure, backoff
 from sweeps.records import State
 from sweeps.sections import FailuresSection
 from sweeps.stage_job import StageJob
@@ -19,6 +19,7 @@ from sweeps.study import TrialState
 from tests.sweeps.driving import DOCUMENT, create, driving, settle, train_all, trained
 
 TRAINING = [kind for kind in KINDS if kind != "attack"]
+HUNG = "AttackHung: pgd on validation images of trial 0 judged nothing for 31 s"
 OUT_OF_MEMORY = "Traceback …\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
 
 
@@ -88,6 +89,28 @@ def test_a_stage_without_memory_is_tried_with_half_the_batch_down_to_one_image()
     again = after_stage_failure("ValueError: no", 1, 16, section(attack={"retries": 2}))
     assert again is not None
     assert again.batch_size == 16
+
+
+def test_a_stage_that_hung_is_tried_as_it_was_and_not_for_ever() -> None:
+    policy = section(attack={"hangs": 2, "retries": 9, "halvings": 9})
+    assert [after_stage_failure(HUNG, tries, 16, policy) for tries in range(3)] == [
+        StageAgain(16),
+        StageAgain(16),
+        None,
+    ]
+
+
+@given(st.lists(st.sampled_from([OUT_OF_MEMORY, HUNG, "ValueError: no"]), min_size=40, max_size=40), st.integers(0, 5))
+def test_however_a_stages_failures_mix_its_tries_are_bounded(errors: list[str], most: int) -> None:
+    policy = section(attack={"halvings": most, "hangs": most, "retries": most})
+    size, tries = 10**6, 0
+    for error in errors:
+        again = after_stage_failure(error, tries, size, policy)
+        if again is None:
+            break
+        assert again.batch_size == (size // 2 if error is OUT_OF_MEMORY else size)
+        size, tries = again.batch_size, tries + 1
+    assert tries == most
 
 
 # the coordinator
@@ -198,8 +221,28 @@ def test_a_later_stage_that_failed_is_tried_as_often_as_the_policy_says(tmp_path
         driven.ledger.complete()
 
 
+def test_a_first_stage_that_always_hangs_fails_its_trial_as_a_hang_and_the_others_go_on(tmp_path: Path) -> None:
+    tried: Counter[int] = Counter()
+
+    def survivors(job: StageJob) -> int:
+        tried[job.number] += 1
+        if job.number == 0 or (job.number == 1 and tried[1] == 1):
+            raise RuntimeError(HUNG)
+        return 5
+
+    folder = create(tmp_path, search={"trials": 3})
+    with driving(folder, survivors) as driven:
+        train_all(driven.coordinator, lambda number: 0.8)
+        assert tried == {0: 2, 1: 2, 2: 1}
+        hung, once, calm = driven.ledger.trials()
+        assert (hung.state, hung.error_kind, hung.robust_acc) == (State.FAILED, "hang", None)
+        assert "judged nothing for 31 s" in str(hung.error)
+        assert (once.state, once.error_kind, calm.state) == (State.FINISHED, None, State.FINISHED)
+        kinds = {e.number: e.detail["kind"] for e in driven.ledger.events() if e.kind == "stage try failed"}
+        assert kinds == {0: "hang", 1: "hang"}
+
+
 def test_a_trial_that_failed_for_good_is_told_once_as_failed(tmp_path: Path) -> None:
     with driving(create(tmp_path)) as driven:
         driven.fail("nan")
-        study = driven.coordinator.study._study
-        assert [trial.state for trial in study.trials] == [TrialState.FAIL]
+        assert [trial.state for trial in driven.coordinator.study.trials] == [TrialState.FAIL]

@@ -256,7 +256,7 @@ def test_a_trial_that_ends_before_it_began_has_no_duration_below_zero(
         run = client.get_run(run_id or "")
         assert run.info.end_time >= run.info.start_time
     config = parse_sweep({"methods": ["plain"], "objectives": ["clean_acc"], "search": {"trials": 1}})
-    (told,) = SearchStudy(config, ledger.trials(), ledger.stages())._study.trials
+    (told,) = SearchStudy(config, ledger.trials(), ledger.stages()).trials
     assert told.duration is not None
     assert told.duration.total_seconds() >= 0
 

@@ -82,7 +82,7 @@ def test_names_that_mlflow_refuses_are_spelled_differently(open_ledger: Callable
     ledger = open_ledger()
     with Lease(ledger):
         config = {"methods": {"a": {"k": 3, "weight": None}, "b": {}}, "plugins": [], "data": {"mean": [0.5]}}
-        ledger.propose(0, "a+b", config, {"method": "a+b", "a+b.a.k": 3}, {}, 0)
+        ledger.propose(0, "a+b", config, {"method": "a+b", "a+b/a.k": 3}, {}, 0)
     trial = ledger.trial(0)
     assert params_of(trial) == {"method": "a+b", "a.k": "3", "data.mean": "[0.5]"}
-    assert param_names(trial) == {"method": "method", "a+b.a.k": "a.k"}
+    assert param_names(trial) == {"method": "method", "a+b/a.k": "a.k"}

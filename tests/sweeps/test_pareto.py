@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.pareto import Point, dominates, front, next_unsettled, spread
+from sweeps.pareto import Point, dominates, front, hypervolume, next_unsettled, spread
 
 grid = st.integers(0, 6).map(lambda n: n / 6)  # few values, so that ties are common
 plane = st.lists(st.tuples(grid, grid), max_size=30)
@@ -33,6 +33,13 @@ def test_ties_all_stay_on_the_front() -> None:
     assert front([(0.9, 0.1), (0.8, 0.2), (0.9, 0.1), (0.8, 0.1)]) == [0, 1, 2]
     assert front([(0.5,), (0.7,), (0.7,)]) == [1, 2]
     assert front([]) == []
+
+
+@given(plane)
+def test_the_hypervolume_is_the_share_of_cells_that_a_point_dominates(points: list[Point]) -> None:
+    cells = [((x + 0.5) / 6, (y + 0.5) / 6) for x in range(6) for y in range(6)]  # the grid has points in sixths
+    covered = sum(any(dominates(point, cell) for point in points) for cell in cells)
+    assert hypervolume(points) == pytest.approx(covered / 36)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

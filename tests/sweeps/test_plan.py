@@ -148,6 +148,13 @@ def test_the_table_names_every_searched_parameter_method_and_stage(arrays: Path)
     assert len(text.splitlines()) <= 30
 
 
+def test_the_table_says_which_attack_is_made_on_another_model(arrays: Path) -> None:
+    attacks = {"stages": ["fgsm"], "columns": {"T": {"pgd": {}, "surrogate": "backbone"}, "P": "pgd"}}
+    text = shown(plan_for(arrays, attacks=attacks))
+    assert "T, made on the backbone " in text
+    assert "P, made" not in text
+
+
 def test_the_table_warns_when_nothing_is_searched_or_methods_outnumber_trials(arrays: Path) -> None:
     assert "differ in their seeds alone" in shown(plan_for(arrays, methods=["plain"]))
     assert "cannot try all of the 2 methods" in shown(plan_for(arrays, search={"trials": 1}))

@@ -20,7 +20,7 @@ PLAIN_ATTACKS = {**DOCUMENT["attacks"], "test": None, "columns": {}}
 
 
 def told(driven: Driven) -> list[TrialState]:
-    return [trial.state for trial in driven.coordinator.study._study.trials]
+    return [trial.state for trial in driven.coordinator.study.trials]
 
 
 # stop
@@ -280,7 +280,7 @@ def test_prior_knowledge_informs_the_sampler_and_is_neither_counted_nor_on_the_f
     folder = create(tmp_path)
     with driving(folder) as driven:
         driven.train()
-        (known,) = driven.coordinator.study._study.trials
+        (known,) = driven.coordinator.study.trials
         kinds = {name: distribution_to_json(kind) for name, kind in known.distributions.items()}
         prior = tuple(PriorTrial("other", n, "plain", {RATE: 0.002 + n / 1e4}, kinds, (1.0, 1.0)) for n in range(12))
         driven.ask("extend", prior=prior)
@@ -288,8 +288,8 @@ def test_prior_knowledge_informs_the_sampler_and_is_neither_counted_nor_on_the_f
         assert told(driven) == [TrialState.COMPLETE] * 13
         driven.train()
     with driving(folder) as driven:
-        study = driven.coordinator.study._study
-        assert [trial.user_attrs.get("prior") for trial in study.trials] == ["other"] * 12 + [None] * 2
+        trials = driven.coordinator.study.trials
+        assert [trial.user_attrs.get("prior") for trial in trials] == ["other"] * 12 + [None] * 2
         assert tuple(driven.ledger.prior()) == prior
         train_all(driven.coordinator, lambda number: 0.5)
         settle(driven.coordinator)

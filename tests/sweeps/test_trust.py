@@ -186,11 +186,36 @@ def test_mismatches_are_more_than_one_in_a_thousand(count: int, attacked: int, f
     assert count_mismatches(stages) == (count, attacked)
 
 
+@pytest.mark.parametrize(
+    ("own", "transferred", "fires"),
+    [((100, 61), (97, 61), True), ((100, 61), (98, 61), False), ((100, 60), (9, 61), False)],
+)
+def test_an_attack_that_another_model_leads_better_is_flagged(own: Any, transferred: Any, fires: bool) -> None:
+    through, made = alone("own", 7, "pgd", most=own[1]), alone("made", 8, "pgd", most=transferred[1])
+    made = replace(made, surrogate="backbone")
+    stages = [judged(through, own[0]), judged(made, transferred[0])]
+    assert codes(stages, (through, made)) == ["transfer-beats-own"] * fires
+
+
+def test_attacks_made_on_another_model_do_not_compete_with_each_other() -> None:
+    plan = [
+        replace(stage, surrogate="backbone") for stage in (alone("a", 7, "fgsm", most=3), alone("b", 8, "pgd", 0.6))
+    ]
+    plan += [
+        replace(alone("c", 9, "pgd", 0.55), surrogate="backbone"),
+        replace(alone("d", 10, "pgd"), surrogate="backbone"),
+    ]
+    stages = [judged(stage, count) for stage, count in zip(plan, (50, 60, 60, 100), strict=True)]
+    assert codes(stages, tuple(plan)) == []
+
+
 def test_every_code_has_its_meaning() -> None:
     weak, far = alone("FGSM8", 7, "fgsm", most=3), alone("far", 8, "pgd", 0.6)
     near = alone("near", 9, "pgd", 0.55)
+    made = replace(alone("made", 10, "pgd", 0.55), surrogate="backbone")
     stages = [*run([200, 190, 120, 120, 120, 120, 100]), judged(weak, 90), judged(far, 60), judged(near, 50)]
+    stages.append(judged(made, 40))
     facts = {"flat": 20.0, "attacked": 200.0, "mismatches": 3.0, "logit_scale": 99.0}
     stages[0] = replace(stages[0], facts=facts)
-    found = list(dict.fromkeys(codes(stages, (*PLAN, weak, far, near))))
+    found = list(dict.fromkeys(codes(stages, (*PLAN, weak, far, near, made))))
     assert found == list(MEANING)

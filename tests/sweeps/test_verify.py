@@ -179,10 +179,10 @@ def test_a_trial_is_repeated_by_its_own_stages_and_a_checkpoint_not_at_all(
     ledger.close()
     unpruned = replace(launched[0], position=99, survivors=0)  # what a repetition runs beyond a bound
     again = ForegroundResult(trial.clean_acc or 0.0, trial.weights_digest or "", (unpruned, *reversed(launched)))
-    monkeypatch.setattr(foreground, "run_trial", lambda *_: again)
+    monkeypatch.setattr(foreground, "run_trial", lambda *_, **__: again)
     assert "equal to the ledger, bit for bit" in run("rerun", "made", "4")
     other = replace(again, stages=(*launched[1:], replace(launched[0], survivors=0)))
-    monkeypatch.setattr(foreground, "run_trial", lambda *_: other)
+    monkeypatch.setattr(foreground, "run_trial", lambda *_, **__: other)
     assert "differs from the ledger" in run("rerun", "made", "4", code=1)
     monkeypatch.setattr(Ledger, "trial", lambda *_: replace(trial, label=IMPORTED))
     assert "trial 4 was brought as a checkpoint; there is no training to repeat" in run("rerun", "made", "4", code=2)

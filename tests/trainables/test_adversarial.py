@@ -53,14 +53,14 @@ def test_epsilon_grows_linearly_from_zero_and_then_stays(batch, trained):
     ramping = method(epsilon_warmup_epochs=4, random_start=False)
     reached = []
     for epoch in (0, 1, 2, 4, 9):
-        ramping.on_epoch_start(trained.model, epoch)
+        ramping.on_epoch_start(trained.model, epoch, None)
         reached.append(float(distance(ramping.perturb(trained.model, batch).images, batch.images, "linf").max()))
     assert reached == pytest.approx([0, 0.025, 0.05, 0.1, 0.1], abs=1e-6)
 
 
 def test_an_absolute_step_shrinks_with_epsilon_during_the_warmup(batch, trained):
     ramping = method(epsilon_warmup_epochs=4, random_start=False, steps=1, step_size=0.04)
-    ramping.on_epoch_start(trained.model, 1)
+    ramping.on_epoch_start(trained.model, 1, None)
     seen = ramping.perturb(trained.model, batch)
     assert float(distance(seen.images, batch.images, "linf").max()) == pytest.approx(0.01, abs=1e-6)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from search_spaces.config import digest_of
 from search_spaces.errors import AttackError, ObjectiveMissing
 from tests.trainables.judging import BATCH_SIZE, COUNT, QUESTION, UNITS, ask, subject
 from trainables import registry
@@ -110,6 +111,30 @@ def test_an_attack_that_fails_midway_keeps_what_was_judged(store):
 )
 def test_another_question_has_another_name(other):
     assert other.digest(subject()) != QUESTION.digest(subject())
+
+
+def test_a_question_has_the_name_that_it_had_before_there_were_surrogates():
+    asked = subject()
+    named = {
+        "weights": "weights",
+        "images": "images",
+        "attack": "pgd",
+        "revision": Pgd.revision,
+        "config": QUESTION.config.plain(),
+        "threat": QUESTION.threat.plain(),
+        "seed": 7,
+    }
+    assert QUESTION.digest(asked) == digest_of(named)
+    assert replace(QUESTION, surrogate="backbone").digest_for("weights", "images") != digest_of(named)
+
+
+def test_a_surrogate_that_is_the_model_itself_shares_its_verdicts(store):
+    asked, other = subject(), replace(QUESTION, surrogate="backbone")
+    assert other.digest(asked) == QUESTION.digest(asked)
+    first = assess(asked, QUESTION, EVERYTHING, batch_size=BATCH_SIZE, store=store)
+    again = assess(asked, other, EVERYTHING, batch_size=BATCH_SIZE, store=store)
+    assert again.judged == 0
+    assert torch.equal(again.correct, first.correct)
 
 
 def test_other_weights_images_or_a_new_revision_have_another_name_too(monkeypatch):

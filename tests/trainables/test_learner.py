@@ -48,7 +48,11 @@ def test_evaluation_is_in_float32_whatever_training_is(tiny_trial):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
-@pytest.mark.parametrize("methods", [{}, {"jasmin": {"k": 3}, "adversarial": {"steps": 1}}], ids=["plain", "stack"])
+@pytest.mark.parametrize(
+    "methods",
+    [{}, {"jasmin": {"k": 3}, "adversarial": {"steps": 1}}, {"safer": {"steps": 1, "score_batches": 1}}],
+    ids=["plain", "stack", "safer"],
+)
 def test_compiled_blocks_learn_the_same(tiny_trial, methods):
     """The attention of compiled blocks is still recorded: the penalty is there, and close."""
     recipe = {"optimizer": "sgd", "learning_rate": 0.01, "ema_decay": 0.9}

@@ -36,8 +36,10 @@ class Shift(Method[MethodConfig]):
     def penalty(self, model, attention):
         return {f"shift{self.amount}": torch.tensor(float(self.amount))}
 
-    def on_epoch_start(self, model, epoch):
+    def on_epoch_start(self, model, epoch, draw):
         self.epochs = epoch
+        self.notes.append(f"{self.amount} in epoch {epoch}")
+        return {f"shift{self.amount}/drawn": float(sum(len(part.images) for (part,) in draw("shift")))}
 
     def state_dict(self):
         return {"epochs": self.epochs}
@@ -68,7 +70,8 @@ def test_wrap_chains_in_order_and_penalties_add_up():
     assert stack.perturb(nn.Identity(), batch).images.tolist() == [1]
     two = MethodStack({"one": Shift(1), "ten": Shift(10)})
     assert {name: float(v) for name, v in two.penalty(nn.Identity(), []).items()} == {"shift1": 1, "shift10": 10}
-    two.on_epoch_start(nn.Identity(), 4)
+    assert two.on_epoch_start(nn.Identity(), 4, lambda key: [[batch]] * 2) == {"shift1/drawn": 2, "shift10/drawn": 2}
+    assert (two.take_notes(), two.take_notes()) == (["1 in epoch 4", "10 in epoch 4"], [])
     other = MethodStack({"one": Shift(1), "ten": Shift(10)})
     other.load_state_dict(two.state_dict())
     assert [method.epochs for method in other.methods.values()] == [4, 4]

@@ -120,10 +120,10 @@ def test_epsilon_grows_linearly_and_at_zero_only_the_clean_term_is_left(batch, t
     ramping = method(epsilon_warmup_epochs=4)
     reached = []
     for epoch in (0, 1, 2, 4, 9):
-        ramping.on_epoch_start(trained.model, epoch)
+        ramping.on_epoch_start(trained.model, epoch, None)
         reached.append(float(distance(ramping.perturb(trained.model, batch).images, batch.images, "linf").max()))
     assert reached == pytest.approx([0, 0.025, 0.05, 0.1, 0.1], abs=1e-6)
-    ramping.on_epoch_start(trained.model, 0)
+    ramping.on_epoch_start(trained.model, 0, None)
     assert ramping.perturb(trained.model, batch) is batch
     assert torch.equal(
         ramping.loss(trained.model, batch, batch), F.cross_entropy(trained.model(batch.images), batch.targets)

@@ -45,6 +45,20 @@ def test_every_epoch_is_reported_with_the_whole_history(job: Callable[..., Train
     assert (Path(job().folder) / "log.txt").read_text().count("epoch ") == 2
 
 
+def test_what_a_method_notes_is_in_the_log_once_and_of_the_trial_that_an_actor_trains(
+    job: Callable[..., TrainingJob],
+) -> None:
+    first = job(number=1, methods={"safer": {"steps": 1, "score_batches": 1, "reselect_epochs": 1}})
+    trainable = actor(first)
+    run(trainable)
+    log = (Path(first.folder) / "log.txt").read_text()
+    assert [f"from epoch {epoch}: " in log for epoch in (1, 2, 3)] == [True, True, False]
+    assert log.count("safer trains 1 of 13 layers") == 2
+    trainable.reset_config(job(number=2, methods={"safer": {"steps": 1, "score_batches": 1}}).tune_config())
+    run(trainable)
+    assert (Path(job(number=2).folder) / "log.txt").read_text().count("safer trains") == 1
+
+
 def test_nothing_is_built_or_written_before_the_first_step(tiny_trial: Callable[..., Any], tmp_path: Path) -> None:
     folder = tmp_path / "never"
     actor(TrainingJob(0, tiny_trial().plain(), 0, str(folder), "t"))

@@ -448,3 +448,52 @@ def test_in_float32_hardly_a_verdict_depends_on_units_order_and_batch_size(train
     print(f"{differing} of {pairs} pairs of image and attack have verdicts that depend on the batch size")
     assert pairs >= 1000
     assert differing <= pairs / 1000
+
+
+def other_model(trained):
+    """The model with noise on its weights: it judges otherwise, but not at random."""
+    other = deepcopy(trained.model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return other
+
+
+def test_an_attack_on_a_surrogate_takes_all_its_steps_there_and_the_model_judges(trained, good):
+    other, config, threat = other_model(trained), PgdConfig(steps=4), Threat(epsilon=0.03)
+    verdict = run(trained, Pgd(config, threat), good, surrogate=other, keep=True)
+    origin, labels = trained.splits.test.take(good), trained.splits.test.labels[good]
+    images, best, furthest = Pgd(config, threat)._start(origin, good.tolist(), 3, 0, 0.03), origin.clone(), {}
+    for _ in range(5):
+        logits, gradient = loss_gradient(other, images, labels)
+        for row, (own, label) in enumerate(zip(logits.tolist(), labels.tolist(), strict=True)):
+            lead = max(value for k, value in enumerate(own) if k != label) - own[label]
+            if lead > furthest.get(row, float("-inf")):
+                furthest[row], best[row] = lead, images[row]
+        images = (images + 2.5 * 0.03 / 4 * gradient.sign()).clamp(origin - 0.03, origin + 0.03).clamp(0, 1)
+    with torch.no_grad():
+        expected = trained.model(best).argmax(1) == labels
+    assert torch.equal(verdict.correct, expected)
+    torch.testing.assert_close(verdict.attacked, best[~expected])
+    assert 0 < int(verdict.correct.sum()) < len(good)
+    assert bool(inside(verdict.attacked, origin[~expected], threat).all())
+    assert verdict.backward_images == 4 * len(good)
+    assert verdict.mismatches == 0
+
+
+def test_a_surrogate_that_is_the_model_itself_changes_nothing(trained, good):
+    plain, same = (
+        run(trained, Pgd(PgdConfig(steps=4), THREAT), good, keep=True, **more)
+        for more in ({}, {"surrogate": trained.model})
+    )
+    assert torch.equal(same.correct, plain.correct)
+    assert torch.equal(same.attacked, plain.attacked)
+    assert (same.forward_images, same.backward_images) == (plain.forward_images, plain.backward_images)
+
+
+def test_both_models_come_back_in_their_modes_and_flags(trained, good):
+    other = other_model(trained).train().requires_grad_(True)
+    run(trained, Fgsm(Fgsm.Config(), THREAT), good, surrogate=other)
+    assert all(module.training for module in other.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in other.parameters())

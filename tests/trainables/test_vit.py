@@ -10,7 +10,7 @@ from search_spaces.errors import ModelError
 from trainables.attention import record_attention
 from trainables.config import ModelConfig
 from trainables.methods.jasmin import Jasmin, JasminConfig
-from trainables.vit import build_model, model_facts
+from trainables.vit import build_model, find_vit, model_facts
 
 TINY = {"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 3, "num_heads": 3}
 
@@ -143,3 +143,10 @@ def test_weights_that_would_run_code_are_refused(tmp_path, capsys):
     with pytest.raises(ModelError, match=r"evil\.pth"):
         build(weights=tmp_path / "evil.pth")
     assert "executed" not in capsys.readouterr().out
+
+
+def test_timms_model_is_found_inside_another():
+    model = build()
+    assert find_vit(model) is find_vit(torch.nn.Sequential(torch.nn.Identity(), model)) is model.vit
+    with pytest.raises(ModelError, match="Linear holds no timm VisionTransformer"):
+        find_vit(torch.nn.Linear(2, 2))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from trainables.inner import InnerAttack, InnerAttackConfig
-from trainables.method import Batch, Method
+from trainables.method import Batch, Draw, Method
 
 
 class AdversarialConfig(InnerAttackConfig):
@@ -41,5 +41,6 @@ class Adversarial(Method[AdversarialConfig]):
         start = self._inner.uniform_start(images) if self.config.random_start else images
         return Batch(self._inner.climb(model, start, images, targets), targets)
 
-    def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
+    def on_epoch_start(self, model: nn.Module, epoch: int, draw: Draw) -> dict[str, float]:
         self._inner.start_epoch(epoch)
+        return {}

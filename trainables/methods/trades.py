@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from search_spaces.config import Number
 from search_spaces.domains import LogUniform
 from trainables.inner import InnerAttack, InnerAttackConfig
-from trainables.method import Batch, Method, cross_entropy
+from trainables.method import Batch, Draw, Method, cross_entropy
 
 START_DEVIATION = 1e-3
 """Of the normal noise at which the attack starts (published code); at the image itself the divergence has no slope."""
@@ -80,5 +80,6 @@ class Trades(Method[TradesConfig]):
             return task
         return task + self.config.beta * divergence(logits, model(seen.images)).mean()
 
-    def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
+    def on_epoch_start(self, model: nn.Module, epoch: int, draw: Draw) -> dict[str, float]:
         self._inner.start_epoch(epoch)
+        return {}

@@ -1,0 +1,55 @@
+"""Signs of life: by which the driver tells an attack that takes long from one that hangs.
+
+A worker adds a byte to its shard's own file when it begins, when model and images are there, and after every unit. The
+driver looks at the length of the file and counts the time since it last grew by a clock of its own, so that no two
+clocks are ever compared. While there is no file the shard waits for a worker, and that time does not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+START_S = 120.0
+"""A worker may take so long to import what it needs and to load model and images, whatever the limit (our choice)."""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What the driver has heard of a shard."""
+
+    beats: int = 0
+    """Signs of life so far; 0 before it begins."""
+    heard_at: float = 0.0
+    """When the last one was noticed, in seconds of the driver's monotonic clock."""
+
+
+def heard(before: Pulse, beats: int, now: float) -> Pulse:
+    """Return the pulse after another look, at which there were so many beats."""
+    return before if beats == before.beats else Pulse(beats, now)
+
+
+def is_silent(pulse: Pulse, now: float, hang_after_s: float) -> bool:
+    """Return whether a shard that has begun has been silent for too long. is_silent(Pulse(2, 0), 30, 30)  # True"""
+    limit = hang_after_s if pulse.beats > 1 else max(hang_after_s, START_S)
+    return pulse.beats > 0 and now - pulse.heard_at >= limit
+
+
+def beat(place: Path | None) -> None:
+    """Give a sign of life, if anybody listens. Runs in a worker.
+
+    Args: place: the shard's file, in a folder that its driver has made; None: nobody listens.
+    """
+    if place is not None:
+        # a driver that is gone has put the folder away, and of a full disk the next unit tells
+        with contextlib.suppress(OSError), place.open("ab") as file:
+            file.write(b".")
+
+
+def count_beats(place: Path) -> int:
+    """Return how many signs of life a shard has given; 0 if it has not begun."""
+    try:
+        return place.stat().st_size
+    except OSError:
+        return 0
