@@ -105,6 +105,6 @@ def _layout(across: str) -> dict[str, Any]:
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
         "margin": {"l": 64, "r": 16, "t": 16, "b": 52},
         "hovermode": "closest",
-        "legend": {"orientation": "h", "y": 1.08},
-        "height": 520,
+        "legend": {"orientation": "h", "y": -0.16},
+        "height": 560,
     }

@@ -36,6 +36,12 @@ PALETTE = (
     "#8C6D31",
     "#5B8C2A",
     "#7F7F7F",
+    "#B2182B",
+    "#1B9E9E",
+    "#4D4D9F",
+    "#C49A6C",
+    "#A6761D",
+    "#3E5C3A",
 )
 """Colours of the methods, the same in report, terminal and MLflow; the first six are Okabe and Ito's, made to be told
 apart by everyone (Okabe and Ito 2008, without yellow and black, which do not show on every background)."""
@@ -168,8 +174,12 @@ def shorten(names: Iterable[str]) -> dict[str, str]:
 
 
 def searched(trial: TrialRecord, short: Mapping[str, str]) -> str:
-    """Return what the sampler drew for a trial, ``k=3 weight=0.00123``; the choice of the method is left out."""
-    drawn = ((short.get(name, name), value) for name, value in trial.params.items() if value != trial.label)
+    """Return what the sampler drew for a trial, ``k=3 weight=0.00123``; the choice of the method is left out.
+
+    So is the stack's label before a parameter's name: it stands beside it.
+    """
+    own = f"{trial.label}/"
+    drawn = ((short.get(name, name).removeprefix(own), v) for name, v in trial.params.items() if v != trial.label)
     return " ".join(f"{name}={number(value)}" for name, value in drawn) or ABSENT
 
 
