@@ -13,7 +13,7 @@ from sweeps.records import State, TrialRecord
 from sweeps.snapshot import Snapshot, flatten
 from sweeps.summary import objective_values
 
-FIGURES = ("clean_acc", "robust_acc", "test_clean_acc", "test_robust_acc", "epochs", "train_seconds")
+FIGURES = ("clean_acc", "robust_acc", "feature_cosine", "test_clean_acc", "test_robust_acc", "epochs", "train_seconds")
 """What may be maximised, or compared, beside the numbers of a configuration."""
 CONDITION = re.compile(r"\s*([A-Za-z_][\w.+/@-]*)\s*(>=|<=|==|!=|>|<)\s*(\S+)\s*")
 COMPARE = {

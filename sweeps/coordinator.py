@@ -6,6 +6,7 @@ poll the evaluations. Every decision is committed to the ledger before it is act
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -222,9 +223,13 @@ class Coordinator:
         if report.status == "trained":
             if report.clean_acc is None or report.weights_digest is None:
                 raise ObjectiveMissing(f"{self._called(number)} says that it is trained and has no clean accuracy.")
+            cosine = report.feature_cosine
+            if number >= 0 and "feature_cosine" in self.config.objectives and not _is_finite(cosine):
+                self.training_failed(number, "nan", f"the objective feature_cosine is {cosine}.")
+                return
             del self._training[number]
             reach("trained.commit")
-            self.ledger.finish_training(number, report.clean_acc, report.weights_digest, report.seconds)
+            self.ledger.finish_training(number, report.clean_acc, report.weights_digest, report.seconds, cosine)
             self._say(f"{_described(self.ledger.trial(number))} trained: clean {report.clean_acc:.3f}")
             if number < 0:
                 self.parents.note_trained(number)
@@ -386,6 +391,10 @@ class Coordinator:
             count = self.ledger.counts()[State.FINISHED]
             clean = f"clean {trial.clean_acc:.3f}{robust}"
             self._say(f"trial {number} ({trial.label}) finished: {clean}  [{count} of {self._sweep.requested}]")
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def _described(record: TrialRecord) -> str:

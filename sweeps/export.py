@@ -132,6 +132,7 @@ def _csv_row(snapshot: Snapshot, trial: TrialRecord) -> dict[str, Any]:
         "robust_low": low,
         "robust_high": high,
         "exact": trial.exact,
+        **({} if trial.feature_cosine is None else {"feature_cosine": trial.feature_cosine}),
         "front": trial.number in snapshot.on_front,
         "test_clean_acc": trial.test_clean_acc,
         "test_robust_acc": trial.test_robust_acc,

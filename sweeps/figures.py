@@ -20,7 +20,7 @@ def front_figure(snapshot: Snapshot) -> dict[str, Any] | None:
     the border of what they dominate. Without robust accuracies the clean one goes against the trial's number.
     """
     shown = [t for t in snapshot.trials if objective_values(t, snapshot.sweep.objectives) is not None]
-    both = [t for t in shown if t.robust_acc is not None and t.clean_acc is not None]
+    both = [t for t in shown if t.value(snapshot.vertical) is not None and t.clean_acc is not None]
     across = "clean" if both else "number"
     trials = both or [t for t in shown if t.clean_acc is not None]
     if not trials:
@@ -40,7 +40,7 @@ def front_figure(snapshot: Snapshot) -> dict[str, Any] | None:
                 trace = _points(snapshot, members, across, colour, marker)
                 trace |= {"name": label, "legendgroup": label, "showlegend": kind == named}
                 traces.append(trace)
-    return {"data": traces, "layout": _layout(across)}
+    return {"data": traces, "layout": _layout(across, snapshot.vertical)}
 
 
 def _points(
@@ -51,7 +51,7 @@ def _points(
         "type": "scatter",
         "mode": "markers",
         "x": [t.number if across == "number" else t.clean_acc for t in trials],
-        "y": [t.clean_acc if across == "number" else t.robust_acc for t in trials],
+        "y": [t.clean_acc if across == "number" else t.value(snapshot.vertical) for t in trials],
         "marker": {"color": colour, **marker},
         "customdata": [t.number for t in trials],
         "hovertext": [_hover(snapshot, t, searched(t, short)) for t in trials],
@@ -63,6 +63,8 @@ def _points(
 def _hover(snapshot: Snapshot, trial: TrialRecord, drawn: str) -> str:
     lines = [f"<b>trial {trial.number}</b> · {escape(trial.label)}", escape(drawn).replace(" ", "<br>")]
     lines += [f"clean {accuracy(trial.clean_acc)}", f"robust {snapshot.robust(trial)} {exactness(trial)}"]
+    if trial.feature_cosine is not None:
+        lines.append(f"feature cosine under attack {accuracy(trial.feature_cosine)}")
     if trial.test_robust_acc is not None:
         lines.append(f"test: clean {accuracy(trial.test_clean_acc)}, robust {snapshot.test_robust(trial)}")
     return "<br>".join(lines)
@@ -70,9 +72,11 @@ def _hover(snapshot: Snapshot, trial: TrialRecord, drawn: str) -> str:
 
 def _border(snapshot: Snapshot) -> dict[str, Any]:
     """The staircase under which everything is dominated, with the interval of each member of the front."""
-    members = [t for t in reversed(snapshot.front) if t.robust_acc is not None]
-    spans = [robust_interval(snapshot.stages_of(t), t.number) or (t.robust_acc, t.robust_acc) for t in members]
-    values = [t.robust_acc or 0.0 for t in members]
+    up = snapshot.vertical
+    members = [t for t in reversed(snapshot.front) if t.value(up) is not None]
+    values = [t.value(up) or 0.0 for t in members]
+    found = [robust_interval(snapshot.stages_of(t), t.number) if up == "robust_acc" else None for t in members]
+    spans = [span or (value, value) for span, value in zip(found, values, strict=True)]
     return {
         "type": "scatter",
         "mode": "lines",
@@ -93,8 +97,9 @@ def _border(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _layout(across: str) -> dict[str, Any]:
-    titles = ("clean accuracy (validation)", "robust accuracy (validation)")
+def _layout(across: str, up: str) -> dict[str, Any]:
+    upwards = {"robust_acc": "robust accuracy", "feature_cosine": "feature cosine under attack"}[up]
+    titles = ("clean accuracy (validation)", f"{upwards} (validation)")
     names = titles if across == "clean" else ("trial", titles[0])
     axis = {"gridcolor": GRID, "zeroline": False, "linecolor": INK, "ticks": "outside", "tickcolor": GRID}
     return {

@@ -258,7 +258,14 @@ class Ledger:
             _put(connection, CURVES, {"number": number}, {"history": as_json(list(history))})
             self._touch(connection, number, "epochs", {"from": known, "to": len(history)}, epochs=len(history))
 
-    def finish_training(self, number: int, clean_acc: float, weights_digest: str, seconds: float) -> None:
+    def finish_training(
+        self,
+        number: int,
+        clean_acc: float,
+        weights_digest: str,
+        seconds: float,
+        feature_cosine: float | None = None,
+    ) -> None:
         """Commit the trained weights and their accuracy on the whole validation split."""
         detail = {"clean_acc": clean_acc, "weights": weights_digest}
         with self._write("ledger.finish_training") as connection:
@@ -270,6 +277,7 @@ class Ledger:
                 clean_acc=clean_acc,
                 weights_digest=weights_digest,
                 train_seconds=seconds,
+                feature_cosine=feature_cosine,
                 error=None,
                 error_kind=None,
             )

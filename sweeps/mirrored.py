@@ -80,6 +80,7 @@ def finals(snapshot: Snapshot, trial: TrialRecord, events: Iterable[Event]) -> l
     rows: list[tuple[str, float | None, int, int]] = []
     if trained is not None:
         rows += [("clean_acc", trial.clean_acc, trained, 0), ("cost/train_s", trial.train_seconds, trained, 0)]
+        rows.append(("feature_cosine", trial.feature_cosine, trained, 0))
         siblings = count_siblings(trial, snapshot.parents, snapshot.trials)
         rows.append(("cost/parent_s", snapshot.parent_seconds.get(trial.number), trained, siblings))
     done = [stage for stage in snapshot.stages_of(trial) if is_done(stage)]

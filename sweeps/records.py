@@ -96,7 +96,7 @@ class SweepRecord:
     document: Mapping[str, Any]
     """The configuration as the user gave it, overrides applied (SweepConfig.document)."""
     objectives: tuple[str, ...]
-    """Subset of clean_acc, robust_acc; both are maximised."""
+    """Some of clean_acc, robust_acc and feature_cosine; all are maximised."""
     planned_stages: tuple[PlannedStage, ...]
     """Every attack of the launched plan and of plans that were added later, validation before test."""
     environment: Mapping[str, Any]
@@ -149,6 +149,8 @@ class TrialRecord:
     """Whether all planned validation stages have run."""
     test_clean_acc: float | None = None
     test_robust_acc: float | None = None
+    feature_cosine: float | None = None
+    """In [-1, 1], between features under attack and clean ones of the backbone; measured by Robustness Tokens."""
     weights_digest: str | None = None
     train_seconds: float | None = None
     error_kind: str | None = None
@@ -161,7 +163,7 @@ class TrialRecord:
     mlflow_revision: int = 0
 
     def value(self, objective: str) -> float | None:
-        """Return clean_acc or robust_acc."""
+        """Return clean_acc, robust_acc or feature_cosine."""
         found: float | None = getattr(self, objective)
         return found
 

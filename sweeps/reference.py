@@ -50,7 +50,8 @@ fields are searched in their ready-made domain unless the file says otherwise:
 | `{int: [2, 12]}` or `{int: [2, 12, 2]}` | an integer (in steps) |
 | `search` | the field's ready-made domain |
 
-`objectives` is a list of `clean_acc`, `robust_acc` or both; both are maximised. `methods` is a list: each trial takes
+`objectives` is a list of `clean_acc`, `robust_acc` and, where every method has Robustness Tokens, `feature_cosine`; all
+are maximised. `methods` is a list: each trial takes
 one entry; an entry is a name, or a mapping of one or more names (a stack) to their fields. `search.known` lists
 configurations to try first: `{method: jasmin, jasmin.k: 0, training.learning_rate: 2e-3}`; what one leaves out is
 drawn. With `search: grid` these and nothing else are trained, or without any every combination of the listed values;

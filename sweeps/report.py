@@ -66,6 +66,7 @@ def render_html(snapshot: Snapshot, state: str, ui_command: str) -> str:
         replicates=[replicate_row(snapshot, r) for r in snapshot.replicates],
         rows=[trial_row(snapshot, t) for t in snapshot.trials],
         columns=titles(snapshot),
+        has_cosines=snapshot.has_cosines,
         parts=parts_table(snapshot),
         overfitting=overfitting_rows(snapshot),
         failures=failure_groups(snapshot.trials),

@@ -44,12 +44,14 @@ def render_markdown(snapshot: Snapshot, state: str) -> str:
 
 
 def _markdown_table(snapshot: Snapshot, trials: Iterable[TrialRecord]) -> str:
-    names = ("trial", "state", "method", "searched", "clean", "robust", "attacks", "test clean", "test robust")
+    cosine = ("cosine",) if snapshot.has_cosines else ()
+    names = ("trial", "state", "method", "searched", "clean", *cosine, "robust", "attacks", "test clean", "test robust")
     short = snapshot.short_names
     rows = [names, ("---",) * len(names)]
     for t in trials:
-        facts = (str(t.number), str(t.state), t.label, searched(t, short), accuracy(t.clean_acc), snapshot.robust(t))
-        rows.append((*facts, exactness(t), accuracy(t.test_clean_acc), snapshot.test_robust(t)))
+        facts = (str(t.number), str(t.state), t.label, searched(t, short), accuracy(t.clean_acc))
+        measured = (*((accuracy(t.feature_cosine),) if cosine else ()), snapshot.robust(t), exactness(t))
+        rows.append((*facts, *measured, accuracy(t.test_clean_acc), snapshot.test_robust(t)))
     return _markdown(rows)
 
 

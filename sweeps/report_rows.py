@@ -42,6 +42,7 @@ def trial_row(snapshot: Snapshot, trial: TrialRecord) -> dict[str, Any]:
         "searched": searched(trial, snapshot.short_names),
         "on_front": trial.number in snapshot.on_front,
         "clean": accuracy(trial.clean_acc),
+        "cosine": accuracy(trial.feature_cosine),
         "robust": ABSENT if trial.robust_acc is None else bounded(trial.robust_acc, trial.exact),
         "robust_value": "" if trial.robust_acc is None else trial.robust_acc,
         "flags": len(snapshot.flags.get(trial.number, ())),

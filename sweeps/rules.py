@@ -35,6 +35,7 @@ def cross_problems(parsed: Sections) -> list[Problem]:
     """Return what is wrong between the sections that could be read."""
     rules: tuple[Callable[[Sections], Iterable[Problem]], ...] = (
         _objectives_need_attacks,
+        _feature_cosines_are_measured,
         _monitor_needs_a_ball,
         _weights_exist,
         parent_problems,
@@ -92,6 +93,15 @@ def _objectives_need_attacks(parsed: Sections) -> Iterator[Problem]:
     if wanted and parsed.attacks is None and "attacks" not in parsed.broken:
         hint = "Write attacks: {} for the defaults, or objectives: [clean_acc]."
         yield Problem(("objectives",), "robust_acc needs the section attacks; found none.", hint)
+
+
+def _feature_cosines_are_measured(parsed: Sections) -> Iterator[Problem]:
+    if "feature_cosine" not in parsed.general.objectives or parsed.broken & {"objectives", "methods"}:
+        return
+    without = [entry.label for entry in parsed.methods if "robustness_tokens" not in entry.spaces]
+    if without:
+        message = f"feature_cosine is measured by robustness_tokens alone; found the methods {', '.join(without)}."
+        yield Problem(("objectives",), message, "A backbone without tokens is robustness_tokens: {count: 0}.")
 
 
 def _monitor_needs_a_ball(parsed: Sections) -> Iterator[Problem]:

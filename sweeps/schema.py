@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sweeps.records import PriorTrial, StageRecord, State, SweepRecord, TrialRecord
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SCHEMA = sa.MetaData()
 
@@ -73,6 +73,7 @@ TRIALS = sa.Table(
     sa.Column("exact", sa.Boolean, nullable=False, default=False),
     sa.Column("test_clean_acc", sa.Float),
     sa.Column("test_robust_acc", sa.Float),
+    sa.Column("feature_cosine", sa.Float),
     sa.Column("weights_digest", sa.Text),
     sa.Column("train_seconds", sa.Float),
     sa.Column("error_kind", sa.Text),

@@ -44,7 +44,7 @@ AutoGpus = Annotated[
     Annotated[Number, Field(ge=0)] | Literal["auto"], _or_auto("a number of at least 0; 0.25 is a quarter of a GPU")
 ]
 Cpus = Annotated[Number, Field(gt=0)]
-Objective = Literal["clean_acc", "robust_acc"]
+Objective = Literal["clean_acc", "robust_acc", "feature_cosine"]
 
 
 DEFAULT_TRIALS = 50
@@ -253,7 +253,9 @@ class GeneralSections(Config):
     @classmethod
     def _at_least_one_and_no_repeats(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
         if not objectives or len(set(objectives)) != len(objectives):
-            raise ValueError("a sweep has clean_acc, robust_acc or both as its objectives, each once")
+            raise ValueError(
+                "objectives are one or more of clean_acc, robust_acc and feature_cosine, each once"
+            )
         return objectives
 
 

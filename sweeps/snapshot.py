@@ -133,6 +133,17 @@ class Snapshot:
         """What a trial's attacks took and spared, by its number."""
         return {t.number: cost_of(t, self.stages_of(t), self.sweep.planned_stages) for t in self.trials}
 
+    @property
+    def vertical(self) -> str:
+        """What goes upwards in pictures: robust_acc, or feature_cosine where the search has that in its place."""
+        in_its_place = "feature_cosine" in self.sweep.objectives and "robust_acc" not in self.sweep.objectives
+        return "feature_cosine" if in_its_place else "robust_acc"
+
+    @property
+    def has_cosines(self) -> bool:
+        """Whether the tables have a column for feature cosines: they are an objective."""
+        return "feature_cosine" in self.sweep.objectives
+
     @cached_property
     def by_method(self) -> list[MethodSummary]:
         """What each method came to and what it cost."""

@@ -170,6 +170,7 @@ def told_values(trial: TrialRecord, first_stage: StageRecord | None, objectives:
     """Return a finished trial's objectives as the search is told them: robust accuracy after the first attack."""
     told = {
         "clean_acc": trial.clean_acc,
+        "feature_cosine": trial.feature_cosine,
         "robust_acc": trial.robust_acc if first_stage is None else first_stage.accuracy,
     }
     return tuple(value for name in objectives if (value := told[name]) is not None)

@@ -30,7 +30,8 @@ def trials_table(snapshot: Snapshot, trials: Sequence[TrialRecord], title: str) 
     table.add_column("", justify="right")
     table.add_column("method", overflow="fold", min_width=8)
     table.add_column("searched", min_width=18, overflow="fold")
-    for name in ("clean", "robust [95 %]", "", "test\nclean", "test\nrobust"):
+    cosine = ("cosine",) if snapshot.has_cosines else ()
+    for name in ("clean", *cosine, "robust [95 %]", "", "test\nclean", "test\nrobust"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for trial in trials:
         table.add_row(
@@ -38,6 +39,7 @@ def trials_table(snapshot: Snapshot, trials: Sequence[TrialRecord], title: str) 
             Text(trial.label, colours[trial.label]),
             searched(trial, short),
             accuracy(trial.clean_acc),
+            *((accuracy(trial.feature_cosine),) if cosine else ()),
             snapshot.robust(trial),
             exactness(trial),
             accuracy(trial.test_clean_acc),
@@ -114,9 +116,10 @@ def front_scatter(ledger: Ledger, width: int = 60, height: int = 16) -> Text:
 def _points(snapshot: Snapshot) -> tuple[str, str, list[Point]]:
     """Name the axes and list the finished trials; a sweep without robust accuracies goes against the trial's number."""
     valued = [t for t in snapshot.trials if objective_values(t, snapshot.sweep.objectives)]
-    both = [(t.clean_acc, t.robust_acc, t) for t in valued if t.clean_acc is not None and t.robust_acc is not None]
+    up = snapshot.vertical
+    both = [(t.clean_acc, y, t) for t in valued if t.clean_acc is not None and (y := t.value(up)) is not None]
     if both:
-        return "clean", "robust", both
+        return "clean", up.removesuffix("_acc").replace("_", " "), both
     return "trial", "clean", [(float(t.number), t.clean_acc, t) for t in valued if t.clean_acc is not None]
 
 

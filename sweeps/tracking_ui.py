@@ -82,7 +82,7 @@ def pareto_view(snapshot: Snapshot) -> tuple[str, str]:
 
     A chart of parallel coordinates per method follows: MLflow leaves out runs that lack one of its parameters.
     """
-    charts = [_scatter(), *_parallels(snapshot)]
+    charts = [_scatter(snapshot.vertical), *_parallels(snapshot)]
     while len(value := _envelope(snapshot, charts)) > LONGEST_VIEW and len(charts) > 1:
         charts.pop()
     return f"mlflow.sharedViewState.{view_key(snapshot.sweep)}", value
@@ -122,8 +122,8 @@ def _section(uuid: str, name: str, height: int) -> dict[str, Any]:
     return {"uuid": uuid, "name": name, "columns": 1, "cardHeight": height, **flags}
 
 
-def _scatter() -> dict[str, Any]:
-    axes = {axis: {"key": key, "type": "METRIC"} for axis, key in (("xaxis", "clean_acc"), ("yaxis", "robust_acc"))}
+def _scatter(up: str) -> dict[str, Any]:
+    axes = {axis: {"key": key, "type": "METRIC"} for axis, key in (("xaxis", "clean_acc"), ("yaxis", up))}
     return {**_chart("scatter", "SCATTER", "front"), **axes}
 
 
@@ -138,7 +138,7 @@ def _parallels(snapshot: Snapshot) -> list[dict[str, Any]]:
         for label, mine in names.items()
         if mine and not any(set(mine) < set(others) for others in names.values())
     }
-    shown = {"selectedMetrics": ["clean_acc", "robust_acc"], "showAllRuns": True}
+    shown = {"selectedMetrics": ["clean_acc", snapshot.vertical], "showAllRuns": True}
     return [
         {**_chart(f"parallel-{label}", "PARALLEL", "parameters"), "selectedParams": mine, **shown}
         for label, mine in chosen.items()

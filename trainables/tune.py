@@ -23,6 +23,9 @@ from search_spaces.imports import quick_imports
 from search_spaces.storage import storage_problem
 from trainables.config import TrialConfig
 
+FEATURE_COSINE = "val/feature_cosine_adaptive"
+"""Key of an epoch's metrics that may be an objective."""
+
 
 @dataclass(frozen=True)
 class TrainingJob:
@@ -55,6 +58,8 @@ class Report:
     clean_acc: float | None = None
     weights_digest: str | None = None
     seconds: float = 0.0
+    feature_cosine: float | None = None
+    """After the epoch whose weights were kept, attacked through all that the model has; None if it was not measured."""
     kind: str = ""
     """Of a failure: as `failure_kind` names it."""
     error: str = ""
@@ -133,7 +138,9 @@ class TrialTrainable(tune.Trainable):
         outcome = training.finish()
         self._say(f"trained: clean_acc {outcome.clean_acc:.4f}, weights {outcome.weights_digest}")
         spent = sum(epoch.get("cost/epoch_s", 0.0) for epoch in history) or time.perf_counter() - started
-        return Report(self._job.number, "trained", history, outcome.clean_acc, outcome.weights_digest, spent)
+        cosine = history[outcome.epoch - 1].get(FEATURE_COSINE)
+        digest = outcome.weights_digest
+        return Report(self._job.number, "trained", history, outcome.clean_acc, digest, spent, cosine)
 
     def _build(self) -> Any:
         with quick_imports():

@@ -291,7 +291,7 @@ def test_an_ordinary_name_is_accepted(name: str) -> None:
         ({"methods": {"plain": {}}}, "methods", "Put a hyphen before each method."),
         ({"methods": [3]}, "methods[0]", "expected a name"),
         ({"methods": [{"training": {}}]}, "methods[0].training", "cannot be a method"),
-        ({"objectives": []}, "objectives", "clean_acc, robust_acc or both"),
+        ({"objectives": []}, "objectives", "one or more of clean_acc, robust_acc and feature_cosine"),
         ({"objectives": ["clean_acc", "clean_acc"]}, "objectives", "once"),
         ({"objectives": ["robust"]}, "objectives[0]", "Did you mean 'robust_acc'?"),
         ({"attacks": None}, "objectives", "attacks: {}"),
