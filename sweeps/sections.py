@@ -253,9 +253,7 @@ class GeneralSections(Config):
     @classmethod
     def _at_least_one_and_no_repeats(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
         if not objectives or len(set(objectives)) != len(objectives):
-            raise ValueError(
-                "objectives are one or more of clean_acc, robust_acc and feature_cosine, each once"
-            )
+            raise ValueError("objectives are one or more of clean_acc, robust_acc and feature_cosine, each once")
         return objectives
 
 
