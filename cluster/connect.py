@@ -88,9 +88,16 @@ def local_devices() -> tuple[float, float]:
     return float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())
 
 
+class _LogFile(logging.FileHandler):
+    """Where a line cannot be written, because the disk is full or gone, it is lost: the driver says that itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print nothing; logging's own prints a traceback to the terminal."""
+
+
 def redirect_logging(log: Path) -> None:
     """Send the libraries' messages to a file instead of the terminal."""
-    handler = logging.FileHandler(log)
+    handler = _LogFile(log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in ("ray", "optuna", "mlflow", "alembic", "paretune", "py.warnings"):
         logger = logging.getLogger(name)
