@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sweeps.evaluate import Added
     from sweeps.folder import SweepFolder
     from sweeps.ledger import Ledger
+    from sweeps.records import SweepRecord
     from sweeps.requests import Request
 
 app = typer.Typer(
@@ -53,6 +54,8 @@ Scale = Annotated[
     typer.Option("--scale", help="Shrink the file to a test of its code path: seconds, no data, no weights."),
 ]
 RUNS = Path("runs")
+WATCH_S = 1.0
+"""Between two looks of `status --watch`."""
 
 
 @app.command()
@@ -488,17 +491,26 @@ def status(
     name: Name,
     storage: Storage = RUNS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on as long as the sweep runs; Ctrl-C ends it.")] = False,
 ) -> None:
     """Show how far a sweep is, from its ledger alone; works with a dead driver and from another terminal."""
     from sweeps.requests import waiting
     from sweeps.summary import status as summarise
 
     folder, ledger = _open(name, storage)
-    found = summarise(ledger, waiting(folder.requests))
+
+    def read() -> tuple[str, list[str]]:
+        found = summarise(ledger, waiting(folder.requests))
+        return found["state"], list(_status_lines(found, folder))
+
     if as_json:
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        return
-    _print_status(found, folder)
+        sys.stdout.write(json.dumps(summarise(ledger, waiting(folder.requests)), indent=2) + "\n")
+    elif watch:
+        with suppress(KeyboardInterrupt):
+            _watch(read)
+    else:
+        for line in read()[1]:
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -668,26 +680,40 @@ def _follow(path: Path, more: Callable[[], bool]) -> Iterator[str]:
                 return
 
 
-def _print_status(found: dict[str, Any], folder: SweepFolder) -> None:
+def _status_lines(found: dict[str, Any], folder: SweepFolder) -> Iterator[str]:
     counts = found["trials"]
-    out.print(f"[bold]{found['name']}[/bold]: {found['state']}", highlight=False)
-    out.print(", ".join(f"{count} {state}" for state, count in counts.items() if count), highlight=False)
+    yield f"{found['name']}: {found['state']}"
+    yield ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     stopping = {number for asked in found["waiting"] if asked["request"] == "stop" for number in asked["trials"]}
     for item in found["parents"]:
-        out.print(f"  parent {item['name']}: {item['state']}, {item['epochs']} epochs done", highlight=False)
+        yield f"  parent {item['name']}: {item['state']}, {item['epochs']} epochs done"
     for item in found["open"]:
         end = ", stopping" if item["trial"] in stopping else ""
-        out.print(f"  trial {item['trial']}: {item['state']}, {item['epochs']} epochs done{end}", highlight=False)
+        yield f"  trial {item['trial']}: {item['state']}, {item['epochs']} epochs done{end}"
     for asked in found["waiting"]:
         about = " ".join(map(str, asked["trials"]))
-        out.print(f"  asked for: {asked['request']} {about}".rstrip(), highlight=False)
+        yield f"  asked for: {asked['request']} {about}".rstrip()
     for other, count in found["prior"].items():
-        out.print(f"  prior knowledge: {count} trials of {other}", highlight=False)
+        yield f"  prior knowledge: {count} trials of {other}"
     for item in found["front"]:
         values = ", ".join(f"{o} {item[o]:.3f}" for o in found["objectives"])
-        out.print(f"  front: trial {item['trial']}: {values}", highlight=False)
+        yield f"  front: trial {item['trial']}: {values}"
     if found["state"] in ("interrupted", "paused"):
-        out.print(f"to go on: {folder.resume_command}", highlight=False, soft_wrap=True)
+        yield f"to go on: {folder.resume_command}"
+
+
+def _watch(lines: Callable[[], tuple[str, list[str]]]) -> None:
+    """Show a status again and again while the sweep runs. Args: lines: returns the state and what to show."""
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=out, auto_refresh=False) as live:
+        while True:
+            state, shown = lines()
+            live.update(Text("\n".join(shown), no_wrap=True, overflow="ellipsis"), refresh=True)
+            if state != "running":
+                return
+            time.sleep(WATCH_S)
 
 
 def _drive(
@@ -698,11 +724,35 @@ def _drive(
     change: Change | None = None,
 ) -> None:
     from sweeps.conclude import conclude
+    from sweeps.notify import notify
     from sweeps.runner import drive
 
-    outcome = drive(folder, out, address=address, trials=trials, change=change, take_over=take_over)
+    began = time.time()
+    try:
+        outcome = drive(folder, out, address=address, trials=trials, change=change, take_over=take_over)
+    except SweepError as error:
+        if _is_driver_failure(error):
+            notify(_sweep_of(folder).document.get("notify"), folder, "failed", _print_line)
+        raise
     conclude(folder, out)
+    sweep = _sweep_of(folder)
+    if sweep.completed_at is not None and sweep.completed_at >= began:
+        notify(sweep.document.get("notify"), folder, "finished", _print_line)
     raise typer.Exit(outcome.exit_code)
+
+
+def _sweep_of(folder: SweepFolder) -> SweepRecord:
+    from sweeps.ledger import Ledger
+
+    ledger = Ledger.at(folder.ledger)
+    try:
+        return ledger.sweep()
+    finally:
+        ledger.close()
+
+
+def _is_driver_failure(error: SweepError) -> bool:
+    return isinstance(error, StorageError | ParentError) or type(error).__name__ == "DriverCrashed"
 
 
 @contextmanager
@@ -711,8 +761,7 @@ def _clear_errors() -> Iterator[None]:
         yield
     except SweepError as error:
         err.print(str(error), markup=False, highlight=False, soft_wrap=True, style="red")
-        crashed = isinstance(error, StorageError | ParentError) or type(error).__name__ == "DriverCrashed"
-        sys.exit(3 if crashed else 2)
+        sys.exit(3 if _is_driver_failure(error) else 2)
     except Exception as error:
         text = _storage_text(error)
         if not text:

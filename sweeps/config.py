@@ -72,6 +72,7 @@ class SweepConfig:
     ledger: LedgerSection
     failures: FailuresSection
     plugins: tuple[str, ...]
+    notify: str | None
 
     def suggest(self, trial: Suggests) -> TrialConfig:
         """Return a complete configuration, its searched fields drawn from an Optuna trial.
@@ -179,6 +180,7 @@ class SweepConfig:
             "attacks": self.attacks and self.attacks.adjustable(),
             "resources": {name: value for name, value in self.resources.plain().items() if name != "cpus"},
             "parents": {p.name: {"checkpoint": str(p.checkpoint)} for p in self.parents if isinstance(p, GivenParent)},
+            "notify": self.notify,
             **{name: section.plain() for name, section in whole.items() if isinstance(section, Config)},
         }
 
@@ -304,6 +306,7 @@ def _assemble(document: dict[str, Any], parsed: Sections) -> SweepConfig:
         ledger=general.ledger,
         failures=general.failures,
         plugins=general.plugins,
+        notify=general.notify,
     )
 
 

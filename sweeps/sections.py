@@ -241,6 +241,8 @@ class GeneralSections(Config):
     failures: FailuresSection = FailuresSection()
     plugins: tuple[str, ...] = ()
     """Python files with further methods, attacks or data sets."""
+    notify: str | None = None
+    """Command for the shell when the sweep is finished or its driver has failed."""
 
     @field_validator("name")
     @classmethod

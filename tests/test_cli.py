@@ -109,6 +109,25 @@ def test_plan_shows_what_would_run_and_starts_nothing(run: Run, folder: Path) ->
     assert not (folder / "runs").exists()
 
 
+def test_status_is_watched_as_long_as_a_driver_runs(run: Run, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger.at(SweepFolder.existing(sweep / "runs", "s").ledger)
+    lease, looks = Lease(ledger), []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            lease.__exit__(None, None, None)
+
+    lease.__enter__()
+    monkeypatch.setattr(run_sweep.time, "sleep", sleep)
+    text = run("status", "s", "--watch", cwd=sweep)
+    ledger.close()
+    assert looks == [run_sweep.WATCH_S] * 3
+    assert "s: interrupted" in text
+    assert run("status", "s", "--watch", cwd=sweep).startswith("s: interrupted")
+    assert len(looks) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"), [(("--help",), 0), (("status", "s"), 0), (("status", "none"), 2), (("nonsense",), 2)]
 )
