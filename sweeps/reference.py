@@ -35,8 +35,8 @@ HEAD = """# The YAML file
 Written by `python -m sweeps.reference` from the configuration models; do not edit.
 
 A file has the sections `model`, `data`, `training`, `parents`, `methods`, `objectives`, `attacks`, `monitor`,
-`search`, `resources`, `tracking`, `failures`, `plugins`, `notify` and `name`; all are optional. Numbers may be written as fractions
-(`2/255`). Relative paths are relative to the working directory. `--set key=value` replaces a value:
+`search`, `resources`, `tracking`, `failures`, `plugins`, `notify` and `name`; all are optional. Numbers may be written
+as fractions (`2/255`). Relative paths are relative to the working directory. `--set key=value` replaces a value:
 `--set methods[1].jasmin.k=0`.
 
 A field of `model`, `training` or a method is **searched** where a domain stands instead of a value; a method's own
@@ -57,8 +57,8 @@ configurations to try first: `{method: jasmin, jasmin.k: 0, training.learning_ra
 drawn. With `search: grid` these and nothing else are trained, or without any every combination of the listed values;
 `search.replicates` trains each of them again with other seeds. `plugins` lists Python files, each with a class named
 after the file (`my_method.py`: `MyMethod`). `notify` is a command for the shell when the sweep is finished or its
-driver has failed; `PARETUNE_SWEEP`, `PARETUNE_FOLDER` and `PARETUNE_EVENT` (`finished`, `failed`) are in its environment, and
-what `status --json` prints on its standard input.
+driver has failed; `PARETUNE_SWEEP`, `PARETUNE_FOLDER` and `PARETUNE_EVENT` (`finished`, `failed`) are in its
+environment, and what `status --json` prints is its standard input.
 
 `parents` names models that trials start from, in place of fresh or pretrained weights:
 

@@ -39,7 +39,6 @@ WRITERS = frozenset(
 
 EXEMPT = {
     ("run_sweep.py", "export"): "what the user asked for, from a ledger that stays",
-    ("cluster/connect.py", "*"): "the driver's log; nothing reads it back",
     ("search_spaces/faults.py", "_reach"): "the fault itself",
     ("sweeps/evaluate.py", "_Work.run"): "signs of life of shards that have ended",
     ("sweeps/pulse.py", "beat"): "a sign of life, which only a driver that lives listens to",
