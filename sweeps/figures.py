@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from sweeps.convergence import hypervolume_steps
 from sweeps.records import TrialRecord
 from sweeps.snapshot import Snapshot, accuracy, exactness, searched
 from sweeps.summary import objective_values, robust_interval
@@ -41,6 +42,25 @@ def front_figure(snapshot: Snapshot) -> dict[str, Any] | None:
                 trace |= {"name": label, "legendgroup": label, "showlegend": kind == named}
                 traces.append(trace)
     return {"data": traces, "layout": _layout(across, snapshot.vertical)}
+
+
+def hypervolume_figure(snapshot: Snapshot) -> dict[str, Any] | None:
+    """Return plotly's data and layout of the hypervolume over trials and over hours; None with fewer than three."""
+    steps = hypervolume_steps(snapshot.trials, snapshot.sweep.objectives, snapshot.seconds)
+    if len(steps) < 3 or len(snapshot.sweep.objectives) < 2:
+        return None
+    y = [step.hypervolume for step in steps]
+    line = {"type": "scatter", "mode": "lines", "y": y, "line": {"shape": "hv", "color": INK}, "showlegend": False}
+    over_trials = {**line, "x": [step.trials for step in steps], "name": "trials"}
+    over_cost = {**line, "x": [step.seconds / 3600 for step in steps], "name": "hours", "xaxis": "x2", "yaxis": "y2"}
+    layout = _layout("clean", "robust_acc")
+    axis = {name: value for name, value in layout["xaxis"].items() if name != "title"}
+    names = {"xaxis": "trials that have ended", "xaxis2": "hours of training and attacks", "yaxis": "hypervolume"}
+    axes = {name: {**axis, "title": {"text": text}} for name, text in names.items()}
+    axes["xaxis"]["domain"], axes["xaxis2"]["domain"] = [0, 0.47], [0.53, 1]
+    axes["yaxis2"] = {**axis, "anchor": "x2", "matches": "y"}
+    axes["yaxis"]["rangemode"] = "tozero"
+    return {"data": [over_trials, over_cost], "layout": {**layout, **axes, "height": 300}}
 
 
 def _points(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.columns import threat_notes, usual_threat
-from sweeps.figures import front_figure
+from sweeps.figures import front_figure, hypervolume_figure
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.overfitting import overfitting_by_method
@@ -47,7 +47,7 @@ def render_html(snapshot: Snapshot, state: str, ui_command: str) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    figure = front_figure(snapshot)
+    figure, growth = front_figure(snapshot), hypervolume_figure(snapshot)
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string(template).render(
@@ -60,6 +60,7 @@ def render_html(snapshot: Snapshot, state: str, ui_command: str) -> str:
         how_to_read=_how_to_read(snapshot),
         cards=_cards(snapshot),
         figure=figure and Markup(_script_json(figure)),
+        growth=growth and Markup(_script_json(growth)),
         plotly_js=figure and Markup(_plotly_js()),
         front=[trial_row(snapshot, t) for t in snapshot.front],
         methods=method_rows(snapshot),

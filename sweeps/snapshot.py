@@ -133,6 +133,16 @@ class Snapshot:
         """What a trial's attacks took and spared, by its number."""
         return {t.number: cost_of(t, self.stages_of(t), self.sweep.planned_stages) for t in self.trials}
 
+    @cached_property
+    def seconds(self) -> dict[int, float]:
+        """What each trial cost, by its number: training, its share of its parent's, and attacks."""
+        return {
+            t.number: (t.train_seconds or 0.0)
+            + self.parent_seconds.get(t.number, 0.0)
+            + sum(s.seconds or 0.0 for s in self.stages_of(t))
+            for t in self.trials
+        }
+
     @property
     def vertical(self) -> str:
         """What goes upwards in pictures: robust_acc, or feature_cosine where the search has that in its place."""
