@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import attacks, front, ledger, simulated, steps
+from benchmarks import attacks, front, ledger, simulated, steps, storm
 from benchmarks.rows import Row, measured
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +56,7 @@ GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
     "front": front.rows,
     "simulated": simulated.rows,
     "ledger": ledger.rows,
+    "storm": storm.rows,
 }
 
 
