@@ -32,8 +32,12 @@ def heard(before: Pulse, beats: int, now: float) -> Pulse:
 
 def is_silent(pulse: Pulse, now: float, hang_after_s: float) -> bool:
     """Return whether a shard that has begun has been silent for too long. is_silent(Pulse(2, 0), 30, 30)  # True"""
-    limit = hang_after_s if pulse.beats > 1 else max(hang_after_s, START_S)
-    return pulse.beats > 0 and now - pulse.heard_at >= limit
+    return pulse.beats > 0 and now - pulse.heard_at >= longest_silence(hang_after_s, starting=pulse.beats == 1)
+
+
+def longest_silence(hang_after_s: float, *, starting: bool) -> float:
+    """Return how long nothing may be heard. Args: starting: of a worker that may still be importing and loading."""
+    return max(hang_after_s, START_S) if starting else hang_after_s
 
 
 def beat(place: Path | None) -> None:

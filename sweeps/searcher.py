@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 from search_spaces.errors import ran_out_of_memory
 from sweeps.coordinator import Coordinator
 from sweeps.halt import Halt
+from sweeps.pulse import longest_silence
 from trainables.tune import Report
 
 WATCH_S = 0.5
@@ -54,7 +55,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self._halt = halt
         self._between = between
         self._jobs: dict[str, tuple[int, str]] = {}
+        self._seen: dict[str, float] = {}
+        """When a trial's actor was first there."""
         self._heard: dict[str, float] = {}
+        """When a trial reported last."""
         self._looked_at = float("-inf")
         self._trials: Sequence[Any] = ()
 
@@ -92,8 +96,12 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             actor = getattr(trial.temporary_state, "ray_actor", None)
             if actor is None:  # it waits for its share of the machine
                 continue
-            silent_s = now - self._heard.setdefault(trial.trial_id, now)
-            if self._hang_after_s is not None and silent_s >= self._hang_after_s:
+            seen_at = self._seen.setdefault(trial.trial_id, now)
+            heard_at = self._heard.get(trial.trial_id)
+            silent_s = now - (seen_at if heard_at is None else heard_at)
+            if self._hang_after_s is not None and silent_s >= longest_silence(
+                self._hang_after_s, starting=heard_at is None
+            ):
                 error = f"no report for {silent_s:.0f} s (failures.hang_after_s: {self._hang_after_s:g}); it was ended."
                 self._coordinator.training_failed(number, "hang", error)
             if not self._coordinator.is_current(number, token):

@@ -188,8 +188,8 @@ class FailuresSection(Config):
     """How often a failed training is tried again, over all kinds that say nothing else."""
     hang_after_s: Annotated[Number, Field(gt=0)] | None = None
     """A training that reports nothing for so long is ended and has failed as a hang, and so is an attack stage of which
-    a worker that is ready judges no further unit for so long (to start, it has two minutes at least). A unit is up to
-    four batches of an attack, and up to 64 without one. Give several times what the longest epoch or unit takes; None
+    a worker judges no further unit for so long; to start, both have two minutes at least. A unit is up to four batches
+    of an attack, and up to 64 without one. Give several times what the longest epoch or unit takes; None
     waits for ever."""
     crash: FailurePolicy = FailurePolicy()
     """The worker process died."""

@@ -72,7 +72,7 @@ def test_a_sweep_is_paused_goes_on_changed_and_learns_from_another(tmp_path: Pat
     overrides = ("training.epochs=12", "tracking.enabled=false", "search.trials=3", "resources.concurrent=1")
     changes = [part for override in overrides for part in ("--set", override)]
     second = Driver(tmp_path, "resume", "s", "s.yaml", "--storage", ".", *changes)
-    second.wait_until(ledger_says(tmp_path, lambda ledger: any(t.state is State.TRAINED for t in ledger.trials())))
+    second.wait_until(ledger_says(tmp_path, lambda ledger: any(t.clean_acc is not None for t in ledger.trials())))
     (tmp_path / "known.yaml").write_text("- {method: jasmin, jasmin.k: 4}\n")
     asked = Driver(tmp_path, "extend", "s", "--known", "known.yaml", "--storage", ".")
     assert asked.wait() == 0, asked.text()

@@ -48,7 +48,7 @@ def test_a_training_that_reports_nothing_is_ended_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with driving(create(tmp_path, failures={"hang": {"retries": 1}})) as driven:
-        tune = Tune(driven, monkeypatch, hang_after_s=60)
+        tune = Tune(driven, monkeypatch, hang_after_s=200)
         first = tune.start()
         second = tune.start()
         tune.look(100)  # the first look at them: their clocks begin
@@ -56,15 +56,15 @@ def test_a_training_that_reports_nothing_is_ended_and_tried_again(
         report = trained(second, 0.5)
         epoch = {**report.__dict__, "status": "training", "clean_acc": None, "weights_digest": None}
         tune.searcher.on_trial_result("t1", type(report)(**epoch).result())
-        tune.look(159)
+        tune.look(299)
         assert tune.killed == []
-        tune.look(160)
+        tune.look(300)
         assert tune.killed == ["actor of t0"]
         assert driven.ledger.trial(first.number).failed_as == {"hang": 1}
-        assert "no report for 60 s" in (driven.ledger.trial(first.number).error or "")
+        assert "no report for 200 s" in (driven.ledger.trial(first.number).error or "")
         tune.searcher.on_trial_complete("t0", error=True)  # what Tune says of an actor that was killed
         assert driven.ledger.trial(first.number).failures == 1
-        tune.look(209)
+        tune.look(349)
         assert tune.killed == ["actor of t0"]
         again = tune.start()
         assert (again.number, again.token) != (first.number, first.token)
@@ -75,13 +75,13 @@ def test_a_training_that_waits_for_its_share_of_the_machine_does_not_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with driving(create(tmp_path)) as driven:
-        tune = Tune(driven, monkeypatch, hang_after_s=60)
+        tune = Tune(driven, monkeypatch, hang_after_s=200)
         tune.start(with_actor=False)
         tune.look(1000)
         tune.trials[0].temporary_state.ray_actor = "late"
         tune.look(2000)
         assert tune.killed == []
-        tune.look(2060)
+        tune.look(2200)
         assert tune.killed == ["late"]
 
 
@@ -92,6 +92,28 @@ def test_without_a_limit_nothing_hangs(tmp_path: Path, monkeypatch: pytest.Monke
         tune.look(0)
         tune.look(1e9)
         assert tune.killed == []
+
+
+def test_a_worker_that_starts_has_two_minutes_whatever_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with driving(create(tmp_path)) as driven:
+        tune = Tune(driven, monkeypatch, hang_after_s=10)
+        tune.start()
+        second = tune.start()
+        tune.look(0)
+        tune.now = 5
+        report = trained(second, 0.5)
+        epoch = {**report.__dict__, "status": "training", "clean_acc": None, "weights_digest": None}
+        tune.searcher.on_trial_result("t1", type(report)(**epoch).result())
+        tune.look(14)
+        assert tune.killed == []
+        tune.look(15)
+        assert tune.killed == ["actor of t1"]
+        tune.look(119)
+        assert tune.killed == ["actor of t1"]
+        tune.look(120)
+        assert tune.killed == ["actor of t1", "actor of t0"]
 
 
 def test_a_stopped_training_loses_its_actor_even_if_it_comes_late(
