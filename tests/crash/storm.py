@@ -38,6 +38,8 @@ from tests.crash.evidence import assert_judged_once, assert_mirrored, assert_not
 from tests.crash.servers import Server
 
 KINDS = ("driver", "trial worker", "evaluation worker", "server", "node")
+CTRL_C = "Ctrl-C"
+"""No kill: the driver stops by itself, within seconds, and says how to go on."""
 OF_TWENTY = {"driver": 7, "trial worker": 4, "evaluation worker": 3, "server": 3, "node": 3}
 EPOCHS, STAGES = 8, 2
 PACE_S = "0.25"
@@ -84,7 +86,7 @@ def draw(seed: int, counts: dict[str, int]) -> list[Strike]:
     drivers = counts["driver"]
     twins = drivers // 3
     kinds = ["driver and again"] * twins + ["driver"] * (drivers - 2 * twins)
-    kinds += [kind for kind in KINDS if kind != "driver" for _ in range(counts[kind])]
+    kinds += [kind for kind in (*KINDS, CTRL_C) if kind != "driver" for _ in range(counts.get(kind, 0))]
     generator.shuffle(kinds)
     step = 0.9 / len(kinds)
     strikes = []
@@ -137,6 +139,7 @@ class Storm:
         time.sleep(strike.wait_s)
         {
             "driver": self._strike_driver,
+            CTRL_C: self._interrupt,
             "trial worker": lambda _: self._strike_worker("TrialTrainable"),
             "evaluation worker": lambda _: self._strike_worker("judge_shard"),
             "server": self._strike_server,
@@ -151,6 +154,16 @@ class Storm:
             time.sleep(strike.again_after_s)
             self._kill_driver(f"driver, {strike.again_after_s:.1f} s after its start")
             self.driver = self._resume()
+
+    def _interrupt(self, strike: Strike) -> None:
+        self._assert_driver_lives()
+        self.driver.process.send_signal(signal.SIGINT)
+        asked = time.monotonic()
+        assert self.driver.wait() == 130, self.driver.text()
+        assert time.monotonic() - asked < 10
+        assert f"run_sweep.py resume {NAME}" in self.driver.text()
+        self._note(CTRL_C, CTRL_C)
+        self.driver = self._resume()
 
     def _kill_driver(self, what: str) -> None:
         self._assert_driver_lives()

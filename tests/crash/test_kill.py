@@ -18,7 +18,7 @@ from sweeps.summary import status
 from tests.crash.drivers import SWEEP, Driver, evaluate, launch, ledger_says, open_ledger, resume, units
 from tests.crash.evidence import assert_judged_once, assert_mirrored, assert_nothing_twice, results, slow_front
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TRIALS = 12
 EVERYTHING = "attacks.evaluate=all"
@@ -34,8 +34,6 @@ POINTS = (
     "stage.adopt:2",
 )
 """Done and not yet committed: a run created, a trial asked for, started but not handed to Tune, checkpointed, …"""
-FEW = ("epochs.commit:2", "stage.adopt:2")
-"""`test_durable` kills at every durable write in one process; here it is real drivers, which take seconds to start."""
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +71,13 @@ def assert_judged_in_parts(storage: Path) -> None:
     assert len(units(storage)) > len({path.parent for path in units(storage)})
 
 
-@pytest.mark.parametrize("points", [FEW, pytest.param(POINTS, marks=pytest.mark.slow)], ids=["few", "all"])
 def test_a_sweep_that_is_stopped_in_every_way_ends_as_if_it_had_not_been(
-    tmp_path: Path, undisturbed: dict[str, Any], points: tuple[str, ...]
+    tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     """One sweep meets Ctrl-C, kills between an act and its commit, one in training and one within a stage."""
     stop_with_ctrl_c(launch(tmp_path, EVERYTHING), tmp_path)
     kill_when(tmp_path, lambda ledger: any(0 < t.epochs < 4 for t in ledger.trials([State.TRAINING])))
-    for point in points:
+    for point in POINTS:
         driver = resume(tmp_path, kill_at=point)
         assert driver.wait() == -signal.SIGKILL, f"{point} was never reached:\n{driver.text()}"
     kill_when(tmp_path, lambda ledger: is_partly_stored(ledger, tmp_path))
@@ -105,7 +102,6 @@ def is_partly_stored(ledger: Ledger, storage: Path) -> bool:
     return any(s.state == "running" and s.started_at < last for s in ledger.stages())
 
 
-@pytest.mark.slow
 def test_workers_that_die_in_the_midst_of_stages_cost_what_they_had_not_stored_and_nothing_else(
     tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
@@ -115,7 +111,6 @@ def test_workers_that_die_in_the_midst_of_stages_cost_what_they_had_not_stored_a
     assert_whole(tmp_path, undisturbed)
 
 
-@pytest.mark.slow
 def test_pruned_trials_are_judged_to_the_end_through_a_kill_and_the_front_was_right(tmp_path: Path) -> None:
     first = launch(tmp_path)
     assert first.wait() == 0, first.text()

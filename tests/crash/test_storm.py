@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.crash.storm import KINDS, OF_TWENTY, draw, weather
+from tests.crash.storm import CTRL_C, KINDS, OF_TWENTY, draw, weather
 
 pytestmark = pytest.mark.ray
 
 
-def test_a_sweep_weathers_a_kill_of_each_kind() -> None:
-    storm = weather(seed=5, counts=dict.fromkeys(KINDS, 1), sampler="random", trials=14, say=print)
-    assert sum(storm.kills.values()) == len(KINDS)
+def test_a_sweep_weathers_ctrl_c_and_a_kill_of_each_kind() -> None:
+    counts = dict.fromkeys((*KINDS, CTRL_C), 1)
+    assert weather(seed=5, counts=counts, sampler="random", trials=8, say=print).kills == counts
 
 
 @pytest.mark.parametrize("seed", range(20))
