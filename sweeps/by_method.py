@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sweeps.costs import Cost
 from sweeps.pareto import front, hypervolume
-from sweeps.records import StageRecord, State, TrialRecord
+from sweeps.records import State, TrialRecord
 from sweeps.summary import objective_values
 
 
@@ -38,49 +38,37 @@ class MethodSummary:
 
 def summarise(
     trials: Sequence[TrialRecord],
-    stages: Mapping[int, Sequence[StageRecord]],
-    costs: Mapping[int, Cost],
-    on_front: frozenset[int],
     objectives: Sequence[str],
+    on_front: frozenset[int],
+    costs: Mapping[int, Cost],
+    attack_seconds: Mapping[int, float],
     parent_seconds: Mapping[int, float],
 ) -> list[MethodSummary]:
     """Return one summary per method, in the order in which the methods first appear.
 
-    Args: stages, costs, parent_seconds: by trial number; on_front: numbers on the sweep's front.
+    Args: on_front: numbers on the sweep's front; costs, attack_seconds, parent_seconds: by trial number.
     """
-    groups: dict[str, list[TrialRecord]] = {}
-    for trial in trials:
-        groups.setdefault(trial.label, []).append(trial)
-    return [
-        _summary(label, members, stages, costs, on_front, objectives, parent_seconds)
-        for label, members in groups.items()
-    ]
-
-
-def _summary(
-    label: str,
-    trials: Sequence[TrialRecord],
-    stages: Mapping[int, Sequence[StageRecord]],
-    costs: Mapping[int, Cost],
-    on_front: frozenset[int],
-    objectives: Sequence[str],
-    parent_seconds: Mapping[int, float],
-) -> MethodSummary:
-    valued = [(t, v) for t in trials if (v := objective_values(t, objectives)) is not None]
-    own = [valued[place] for place in front([values for _, values in valued])]
-    own.sort(key=lambda pair: ([-value for value in pair[1]], pair[0].number))
-    return MethodSummary(
-        label=label,
-        trials=len(trials),
-        finished=sum(t.state is State.FINISHED for t in trials),
-        failed=sum(t.state is State.FAILED for t in trials),
-        front=tuple(t.number for t, _ in own),
-        exact=all(t.exact for t, _ in own),
-        on_front=sum(t.number in on_front for t in trials),
-        hypervolume=hypervolume([values for _, values in own]),
-        epochs=sum(t.epochs for t in trials),
-        train_seconds=sum(t.train_seconds or 0.0 for t in trials),
-        parent_seconds=sum(parent_seconds.get(t.number, 0.0) for t in trials),
-        attack_seconds=sum(s.seconds or 0.0 for t in trials for s in stages.get(t.number, ())),
-        passes=sum(costs[t.number].passes for t in trials),
-    )
+    summaries = []
+    for label in dict.fromkeys(t.label for t in trials):
+        mine = [t for t in trials if t.label == label]
+        valued = [(t, v) for t in mine if (v := objective_values(t, objectives)) is not None]
+        own = [valued[place] for place in front([values for _, values in valued])]
+        own.sort(key=lambda pair: ([-value for value in pair[1]], pair[0].number))
+        summaries.append(
+            MethodSummary(
+                label=label,
+                trials=len(mine),
+                finished=sum(t.state is State.FINISHED for t in mine),
+                failed=sum(t.state is State.FAILED for t in mine),
+                front=tuple(t.number for t, _ in own),
+                exact=all(t.exact for t, _ in own),
+                on_front=sum(t.number in on_front for t in mine),
+                hypervolume=hypervolume([values for _, values in own]),
+                epochs=sum(t.epochs for t in mine),
+                train_seconds=sum(t.train_seconds or 0.0 for t in mine),
+                parent_seconds=sum(parent_seconds.get(t.number, 0.0) for t in mine),
+                attack_seconds=sum(attack_seconds[t.number] for t in mine),
+                passes=sum(costs[t.number].passes for t in mine),
+            )
+        )
+    return summaries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ FIGURES = ("clean_acc", "robust_acc", "feature_cosine", "test_clean_acc", "test_
 """What may be maximised, or compared, beside the numbers of a configuration."""
 CONDITION = re.compile(r"\s*([A-Za-z_][\w.+/@-]*)\s*(>=|<=|==|!=|>|<)\s*(\S+)\s*")
 COMPARE = {
-    ">=": lambda a, b: a >= b,
-    "<=": lambda a, b: a <= b,
-    "==": lambda a, b: a == b,
-    "!=": lambda a, b: a != b,
-    ">": lambda a, b: a > b,
-    "<": lambda a, b: a < b,
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
 }
 
 
@@ -31,7 +32,7 @@ class Condition:
     """``clean_acc>=0.9``"""
 
     name: str
-    operator: str
+    comparison: str
     value: float | str
 
     def holds(self, facts: dict[str, float | str]) -> bool:
@@ -39,7 +40,7 @@ class Condition:
         found = facts.get(self.name)
         if found is None or isinstance(found, str) != isinstance(self.value, str):
             return False
-        return bool(COMPARE[self.operator](found, self.value))
+        return bool(COMPARE[self.comparison](found, self.value))
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,8 @@ def choose(snapshot: Snapshot, conditions: Sequence[Condition], maximize: str, m
     finished = [t for t in snapshot.trials if t.state is State.FINISHED and method in (None, t.label)]
     meeting = [t for t in finished if all(c.holds(facts_of(t)) for c in conditions)]
     valued = [t for t in meeting if maximize in facts_of(t)]
-    robust = "robust_acc" in snapshot.sweep.objectives
-    exact = [t for t in valued if t.exact or not robust]
     objectives = snapshot.sweep.objectives
+    exact = [t for t in valued if t.exact or "robust_acc" not in (*objectives, maximize)]
     exact.sort(key=lambda t: (-_number(t, maximize), [-(t.value(o) or 0.0) for o in objectives], t.number))
     best = _number(exact[0], maximize) if exact else float("-inf")
     bounds = [t for t in valued if t not in exact and _number(t, maximize) > best]

@@ -142,7 +142,7 @@ def _csv_row(snapshot: Snapshot, trial: TrialRecord) -> dict[str, Any]:
         "attempts": trial.attempts,
         "train_seconds": trial.train_seconds,
         **({"parent_seconds": snapshot.parent_seconds.get(trial.number)} if snapshot.parents else {}),
-        "attack_seconds": sum(s.seconds or 0.0 for s in stages),
+        "attack_seconds": snapshot.attack_seconds[trial.number],
         **snapshot.costs[trial.number].public(),
         "flags": " ".join(flag.code for flag in snapshot.flags.get(trial.number, ())) or None,
         "error_kind": trial.error_kind,

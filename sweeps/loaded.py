@@ -28,16 +28,13 @@ class LoadedSweep:
 
         Columns are those of ``export --format csv``, and one for each searched parameter, ``training.learning_rate``.
         """
-        from pandas import DataFrame
-
-        snapshot = self.snapshot()
-        rows = zip(table_rows(snapshot), snapshot.trials, strict=True)
-        return DataFrame([{**row, **trial.params} for row, trial in rows]).set_index("number")
+        return _table(self.snapshot())
 
     @property
     def front(self) -> DataFrame:
         """The rows of `trials` on the Pareto front, by falling first objective."""
-        return self.trials.loc[[trial.number for trial in self.snapshot().front]]
+        snapshot = self.snapshot()
+        return _table(snapshot).loc[[trial.number for trial in snapshot.front]]
 
     @property
     def curves(self) -> DataFrame:
@@ -68,6 +65,13 @@ class LoadedSweep:
 
     def _open(self) -> closing[Ledger]:
         return closing(Ledger.at(self.folder.ledger))
+
+
+def _table(snapshot: Snapshot) -> DataFrame:
+    from pandas import DataFrame
+
+    rows = zip(table_rows(snapshot), snapshot.trials, strict=True)
+    return DataFrame([{**row, **trial.params} for row, trial in rows]).set_index("number")
 
 
 def load(path: str | Path) -> LoadedSweep:

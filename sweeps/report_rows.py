@@ -33,7 +33,7 @@ def trial_row(snapshot: Snapshot, trial: TrialRecord) -> dict[str, Any]:
     """One trial as the tables show it."""
     stages = snapshot.stages_of(trial)
     interval = robust_interval(stages, trial.number)
-    attack_seconds, cost = sum(s.seconds or 0.0 for s in stages), snapshot.costs[trial.number]
+    attack_seconds, cost = snapshot.attack_seconds[trial.number], snapshot.costs[trial.number]
     return {
         "number": trial.number,
         "state": str(trial.state),

@@ -102,6 +102,11 @@ def _feature_cosines_are_measured(parsed: Sections) -> Iterator[Problem]:
     if without:
         message = f"feature_cosine is measured by robustness_tokens alone; found the methods {', '.join(without)}."
         yield Problem(("objectives",), message, "A backbone without tokens is robustness_tokens: {count: 0}.")
+    for entry in parsed.methods:
+        space = entry.spaces.get("robustness_tokens")
+        if space is not None and any(not config.measured_images for config in space.discrete_corners()):
+            path = ("methods", parsed.positions[entry.label], "robustness_tokens", "measured_images")
+            yield Problem(path, "the objective feature_cosine is measured on images of validation; found 0.")
 
 
 def _monitor_needs_a_ball(parsed: Sections) -> Iterator[Problem]:

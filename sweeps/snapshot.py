@@ -134,12 +134,15 @@ class Snapshot:
         return {t.number: cost_of(t, self.stages_of(t), self.sweep.planned_stages) for t in self.trials}
 
     @cached_property
+    def attack_seconds(self) -> dict[int, float]:
+        """What the attacks on each trial took, by its number."""
+        return {t.number: sum(s.seconds or 0.0 for s in self.stages_of(t)) for t in self.trials}
+
+    @cached_property
     def seconds(self) -> dict[int, float]:
         """What each trial cost, by its number: training, its share of its parent's, and attacks."""
         return {
-            t.number: (t.train_seconds or 0.0)
-            + self.parent_seconds.get(t.number, 0.0)
-            + sum(s.seconds or 0.0 for s in self.stages_of(t))
+            t.number: (t.train_seconds or 0.0) + self.parent_seconds.get(t.number, 0.0) + self.attack_seconds[t.number]
             for t in self.trials
         }
 
@@ -157,8 +160,8 @@ class Snapshot:
     @cached_property
     def by_method(self) -> list[MethodSummary]:
         """What each method came to and what it cost."""
-        objectives = self.sweep.objectives
-        return summarise(self.trials, self.stages, self.costs, self.on_front, objectives, self.parent_seconds)
+        seconds = self.attack_seconds, self.parent_seconds
+        return summarise(self.trials, self.sweep.objectives, self.on_front, self.costs, *seconds)
 
     @cached_property
     def parent_seconds(self) -> dict[int, float]:

@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from trainables.ascent import summed_cross_entropy
 from trainables.method import Batch
-from trainables.vit import find_vit
+from trainables.vit import find_vit, heads_of
 
 Layers = Mapping[str, Sequence[nn.Parameter]]
 """Name of a layer → its weights and biases, in the order of the forward pass."""
@@ -24,7 +23,7 @@ Layers = Mapping[str, Sequence[nn.Parameter]]
 def linear_layers(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Return every linear map and convolution below the head: patch embedding, qkv, proj, fc1, fc2 of each block."""
     vit = find_vit(model)
-    heads = {id(module) for module in _heads(vit)}
+    heads = {id(module) for module in heads_of(vit)}
     return {
         name: list(module.parameters())
         for name, module in vit.named_modules()
@@ -43,7 +42,7 @@ def head_layers(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Return the classifier; a distilled model has two."""
     vit = find_vit(model)
     names = {id(module): name for name, module in vit.named_modules()}
-    return {names[id(head)]: list(head.parameters()) for head in _heads(vit) if list(head.parameters())}
+    return {names[id(head)]: list(head.parameters()) for head in heads_of(vit) if list(head.parameters())}
 
 
 def train_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
@@ -141,8 +140,3 @@ def _loss_and_gradients(
 def _loss(model: nn.Module, batches: Sequence[Batch]) -> float:
     count = sum(len(batch.images) for batch in batches)
     return sum(float(summed_cross_entropy(model(batch.images), batch.targets)) for batch in batches) / count
-
-
-def _heads(vit: VisionTransformer) -> tuple[nn.Module, ...]:
-    found = vit.get_classifier()
-    return found if isinstance(found, tuple) else (found,)

@@ -49,6 +49,12 @@ def find_vit(model: nn.Module) -> VisionTransformer:
     raise ModelError(f"{type(model).__name__} holds no timm VisionTransformer.")
 
 
+def heads_of(vit: VisionTransformer) -> tuple[nn.Module, ...]:
+    """Return the classifier; a distilled model has two."""
+    found = vit.get_classifier()
+    return tuple(found) if isinstance(found, tuple | list) else (found,)
+
+
 def build_model(
     config: ModelConfig, *, num_classes: int, channels: int, mean: Sequence[float], std: Sequence[float]
 ) -> PixelVit:

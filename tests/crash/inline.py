@@ -31,6 +31,7 @@ from sweeps.ledger import Ledger
 from sweeps.records import PriorTrial, State
 from sweeps.requests import Request
 from tests.crash.watch import Watch
+from tests.sweeps.inline_pool import InlinePool
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "s"
@@ -298,43 +299,11 @@ class InlineMirror:
         return True
 
 
-class Pool:
-    """In the place of `EvaluationPool`: judges what was submitted when it is asked what is done."""
+class Pool(InlinePool):
+    """In the place of `EvaluationPool`; the attack of one column fails."""
 
-    def __init__(self, *_: Any) -> None:
-        self.capacity = 1
-        self.running: list[Any] = []
-
-    @property
-    def free(self) -> int:
-        return self.capacity - len(self.running)
-
-    @property
-    def takes_first_stages(self) -> bool:
-        return self.free > 0
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.running)
-
-    def submit(self, job: Any) -> None:
-        self.running.append(job)
-
-    def done(self) -> list[tuple[Any, Any]]:
-        from sweeps.stage_job import judge_here
-
-        jobs, self.running = self.running, []
-        return [(job, "it fails" if job.stage.column == "Broken" else judge_here(job, 0.0)) for job in jobs]
-
-    def keep_to_share(self) -> None: ...
-
-    def use_everything(self) -> None: ...
-
-    def forget(self, number: int) -> None:
-        self.running = [job for job in self.running if job.number != number]
-
-    def cancel(self) -> None:
-        self.running.clear()
+    def judge(self, job: Any) -> Any:
+        return "it fails" if job.stage.column == "Broken" else super().judge(job)
 
 
 def train(drive: Any, *_: Any) -> None:

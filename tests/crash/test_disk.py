@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,22 +13,12 @@ from sweeps.disk import MARGIN_BYTES
 from sweeps.ledger import Ledger
 from sweeps.records import State
 from sweeps.summary import status
+from tests.crash.disks import fill, mounted
 from tests.crash.drivers import SWEEP, Driver, launch, ledger_says, open_ledger, resume
-from tests.crash.test_hostile import ROOM, fill, mounted
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 LONG = ("search.trials=2", "training.epochs=60", "attacks.test=null")
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own; it takes root."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(place))
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def trains(ledger: Ledger) -> bool:

@@ -18,10 +18,8 @@ import pytest
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.records import State
+from tests.crash.disks import ROOM, fill, mounted
 from tests.crash.inline import NAME, Nursery, journal
-
-ROOM = 110_000_000
-"""Bytes of a small file system: more than a driver wants to be free when it looks."""
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +108,6 @@ def test_a_final_model_that_is_corrupt_before_it_is_adopted_is_made_again(
 # -- a storage that fails ---------------------------------------------------------------------------------------------
 
 
-def mounted(*arguments: str) -> None:
-    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-
-
 @contextmanager
 def when(happened: Callable[[], bool], act: Callable[[], None]) -> Iterator[None]:
     """Act in a thread as soon as something has happened."""
@@ -136,27 +128,6 @@ def when(happened: Callable[[], bool], act: Callable[[], None]) -> Iterator[None
         thread.join()
 
 
-def fill(storage: Path) -> None:
-    """Write until not a byte is left."""
-    with (storage / "ballast").open("wb", buffering=0) as file:
-        for size in (1_000_000, 4096, 1):
-            try:
-                while file.write(b"x" * size):
-                    pass
-            except OSError:
-                continue
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own; it takes root."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(place))
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 def exists(place: Path) -> Callable[[], bool]:
     return place.exists
 
@@ -170,10 +141,10 @@ def exists(place: Path) -> Callable[[], bool]:
     ],
 )
 def test_a_disk_that_fills_up_stops_the_driver_and_fails_no_trial(
-    nursery: Nursery, undisturbed: dict[str, Any], small_disk: Path, moment: str
+    nursery: Nursery, undisturbed: dict[str, Any], disk: Path, moment: str
 ) -> None:
-    storage, before = small_disk / "runs", len(nursery.said.read_text())
-    with when(exists(storage / NAME / moment), lambda: fill(small_disk)):
+    storage, before = disk / "runs", len(nursery.said.read_text())
+    with when(exists(storage / NAME / moment), lambda: fill(disk)):
         code = nursery.run(storage, life="untracked")
     said = said_since(nursery, before)
     assert code != 0, said
@@ -182,7 +153,7 @@ def test_a_disk_that_fills_up_stops_the_driver_and_fails_no_trial(
     assert whole.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert whole.execute("SELECT count(*) FROM trials WHERE state = 'failed' OR failures > 0").fetchone() == (0,)
     whole.close()
-    (small_disk / "ballast").unlink()
+    (disk / "ballast").unlink()
     assert nursery.run(storage, life="untracked") == 0, said_since(nursery, before)
     assert outcome(storage) == undisturbed
 

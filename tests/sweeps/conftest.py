@@ -117,7 +117,7 @@ def made(_made_template: Path, tmp_path: Path) -> SweepFolder:
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `evaluate` judge in this process."""
-    from tests.sweeps.made import InlinePool
+    from tests.sweeps.inline_pool import InlinePool
 
     monkeypatch.setattr("sweeps.evaluate.EvaluationPool", InlinePool)
     monkeypatch.setattr("sweeps.evaluate.connect", lambda *_: None)

@@ -15,8 +15,8 @@ from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.runner import create_ledger
-from sweeps.stage_job import StageJob, StageOutcome, judge_here
 from tests.conftest import TINY_MODEL
+from tests.sweeps.inline_pool import InlinePool
 from trainables.checkpoint import Identity, weights_digest, write_final
 from trainables.config import TrialConfig
 from trainables.verdicts import clean_correct
@@ -25,39 +25,6 @@ PARTS = {"version": "custom", "attacks": ["apgd_ce", "apgd_dlr", "square"], "ste
 CASCADE = [{"pgd": {"steps": 3}}, {"autoattack": PARTS}]
 ATTACKS: Mapping[str, Any] = {"epsilon": 0.04, "images": 40, "batch_size": 20, "stages": CASCADE, "test": None}
 State = dict[str, torch.Tensor]
-
-
-class InlinePool:
-    """Judges in this process whatever was submitted, when it is asked what is done."""
-
-    def __init__(self, *_: Any) -> None:
-        self.capacity = 1
-        self.running: list[StageJob] = []
-
-    @property
-    def free(self) -> int:
-        return self.capacity - len(self.running)
-
-    @property
-    def takes_first_stages(self) -> bool:
-        return self.free > 0
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.running)
-
-    def submit(self, job: StageJob) -> None:
-        self.running.append(job)
-
-    def done(self) -> list[tuple[StageJob, StageOutcome | str]]:
-        ended: list[tuple[StageJob, StageOutcome | str]] = [(job, judge_here(job, 0.0)) for job in self.running]
-        self.running.clear()
-        return ended
-
-    def use_everything(self) -> None: ...
-
-    def cancel(self) -> None:
-        self.running.clear()
 
 
 def mixed(plain: State, robust: State, share: float, noise: float = 0.0) -> State:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -47,6 +48,13 @@ def test_a_bound_is_never_chosen_and_named_if_it_might_be_better(snapshot: Snaps
     assert [trial.number for trial in found.open] == [3]
     assert choose(snapshot, [], "robust_acc").open == ()
     assert choose(snapshot, parse_conditions(["clean_acc<0.79"], snapshot), "robust_acc").ranked == ()
+
+
+def test_a_bound_is_not_chosen_where_robust_accuracy_is_no_objective_either(snapshot: Snapshot) -> None:
+    clean = replace(snapshot, sweep=replace(snapshot.sweep, objectives=("clean_acc",)))
+    assert [t.number for t in choose(clean, [], "clean_acc").ranked] == [0, 1, 2, 3]
+    found = choose(clean, [], "robust_acc", "jasmin")
+    assert ([t.number for t in found.ranked], [t.number for t in found.open]) == ([1], [3])
 
 
 @pytest.mark.parametrize("operator", [">=", "<=", "==", "!=", ">", "<"])

@@ -35,7 +35,8 @@ from sweeps.retention import collect, find_unneeded
 from sweeps.snapshot import Snapshot
 from sweeps.stage_job import StageJob, StageOutcome
 from sweeps.summary import status
-from tests.sweeps.made import InlinePool, judge_all, make_sweep
+from tests.sweeps.inline_pool import InlinePool
+from tests.sweeps.made import judge_all, make_sweep
 from trainables.tune import Report, failure_kind
 
 SIZE = TrialBytes(checkpoint=10_000, kept=2, final=3_000)

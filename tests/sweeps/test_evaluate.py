@@ -24,7 +24,8 @@ from sweeps.records import IMPORTED, LAUNCHED, State
 from sweeps.runner import drive
 from sweeps.stage_job import StageJob, StageOutcome, judge_here
 from sweeps.summary import front_of
-from tests.sweeps.made import InlinePool, judge_all, make_sweep
+from tests.sweeps.inline_pool import InlinePool
+from tests.sweeps.made import judge_all, make_sweep
 from tests.sweeps.test_pareto import slow_front
 
 MORE = {"epsilon": 0.04, "images": 40, "batch_size": 20, "stages": [{"pgd": {"steps": 6}}], "test": None}

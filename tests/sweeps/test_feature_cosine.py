@@ -10,6 +10,7 @@ import pytest
 
 from search_spaces.errors import ConfigError
 from sweeps.config import parse_sweep
+from sweeps.foreground import pinned_trial
 from sweeps.mirrored import finals
 from sweeps.records import State
 from sweeps.report import render_html
@@ -69,15 +70,20 @@ def test_only_robustness_tokens_measure_it() -> None:
     assert parse_sweep({"methods": TOKENS, "objectives": ["feature_cosine"]}).objectives == ("feature_cosine",)
 
 
-def test_a_training_with_tokens_measures_what_the_objective_reads(tmp_path: Path) -> None:
+def test_an_objective_that_would_not_be_measured_is_refused() -> None:
+    silent = [{"robustness_tokens": {"measured_images": [0, 20]}}]
+    with pytest.raises(ConfigError, match=r"methods\[0\]\.robustness_tokens\.measured_images: .*found 0"):
+        parse_sweep({"methods": silent, "objectives": ["feature_cosine"]})
+
+
+@pytest.mark.parametrize("tokens", [{"count": 1}, {"count": 0, "head": "fitted"}])
+def test_a_training_with_tokens_measures_what_the_objective_reads(tmp_path: Path, tokens: dict[str, Any]) -> None:
     document = {
         "model": TINY_MODEL,
         "training": {"epochs": 1, "batch_size": 64},
-        "methods": [{"robustness_tokens": {"count": 1, "steps": 2, "updates": 2, "measured_images": 20}}],
+        "methods": [{"robustness_tokens": {**tokens, "steps": 2, "updates": 2, "measured_images": 20}}],
         "objectives": ["clean_acc", "feature_cosine"],
     }
     config = parse_sweep(document)
-    from sweeps.foreground import pinned_trial
-
     training = Training(pinned_trial(config, None), 0, tmp_path)
     assert -1 <= training.run_epoch()[FEATURE_COSINE] <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,10 @@ class Tune:
         self.trials.append(SimpleNamespace(trial_id=name, temporary_state=state, error_file=None))
         return TrainingJob(**json.loads(config["job"]))
 
+    def report_an_epoch(self, name: str, job: TrainingJob) -> None:
+        epoch = replace(trained(job, 0.5), status="training", clean_acc=None, weights_digest=None)
+        self.searcher.on_trial_result(name, epoch.result())
+
     def look(self, at: float) -> None:
         self.now = at
         self.searcher.watch(self.trials)
@@ -53,9 +58,7 @@ def test_a_training_that_reports_nothing_is_ended_and_tried_again(
         second = tune.start()
         tune.look(100)  # the first look at them: their clocks begin
         tune.now = 150
-        report = trained(second, 0.5)
-        epoch = {**report.__dict__, "status": "training", "clean_acc": None, "weights_digest": None}
-        tune.searcher.on_trial_result("t1", type(report)(**epoch).result())
+        tune.report_an_epoch("t1", second)
         tune.look(299)
         assert tune.killed == []
         tune.look(300)
@@ -103,9 +106,7 @@ def test_a_worker_that_starts_has_two_minutes_whatever_the_limit(
         second = tune.start()
         tune.look(0)
         tune.now = 5
-        report = trained(second, 0.5)
-        epoch = {**report.__dict__, "status": "training", "clean_acc": None, "weights_digest": None}
-        tune.searcher.on_trial_result("t1", type(report)(**epoch).result())
+        tune.report_an_epoch("t1", second)
         tune.look(14)
         assert tune.killed == []
         tune.look(15)

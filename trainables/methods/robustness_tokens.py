@@ -21,7 +21,7 @@ from trainables.dataset import Images, balanced_subset
 from trainables.features import CosDim, Features, cosine, in_eval_mode, turned_away
 from trainables.inner import InnerAttack, InnerAttackConfig
 from trainables.method import Batch, Draw, Method, ModelFacts, cross_entropy
-from trainables.vit import find_vit
+from trainables.vit import find_vit, heads_of
 
 MEASURED_SEED = derive_seed("feature cosine")
 """Of the images that cosines are measured on, and of the attack's starts: the same in every epoch and trial."""
@@ -96,8 +96,7 @@ class RobustnessTokens(Method[RobustnessTokensConfig]):
         if self.config.count:
             append_tokens(model, self.config.count)
         if self.config.head == "fitted":
-            heads = find_vit(model).get_classifier()
-            for head in heads if isinstance(heads, tuple | list) else (heads,):
+            for head in heads_of(find_vit(model)):
                 head.requires_grad_(True)
         return model
 
@@ -147,7 +146,7 @@ class RobustnessTokens(Method[RobustnessTokensConfig]):
         ``val/feature_cosine_adaptive`` that of the model with its tokens, attacked through them;
         ``val/feature_cosine_backbone`` that of the backbone. Each token's features are compared whatever cos_dim is.
         """
-        if not self.config.count or not self.config.measured_images:
+        if not self.config.measured_images:
             return {}
         generator = torch.Generator().manual_seed(MEASURED_SEED)
         ids = balanced_subset(images.labels, torch.arange(len(images.labels)), self.config.measured_images, generator)
