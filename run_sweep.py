@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sweeps.ledger import Ledger
     from sweeps.records import SweepRecord
     from sweeps.requests import Request
+    from sweeps.status_view import StatusView
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -94,13 +95,14 @@ def launch(
     from sweeps.folder import SweepFolder
 
     with quick_imports():
-        from sweeps.runner import create_sweep
+        from sweeps.runner import create_sweep, require_machine
 
     if name is not None:
         SweepFolder(storage, name)  # a bad name is said before anything else is looked at
     overrides = [*(set_ or []), *([] if trials is None else [f"search.trials={trials}"])]
     config = _read(file, overrides, scale)
     folder = SweepFolder(storage.resolve(), name if name is not None else config.name or file.stem)
+    require_machine(config, address)
     create_sweep(config, folder, _print_line, prior or ())
     out.print(f"sweep [bold]{folder.name}[/bold] in {folder.root}", highlight=False)
     _drive(folder, address, None)
@@ -390,12 +392,22 @@ def compare(
     second: Annotated[int, typer.Argument(help="Another trial's number.", show_default=False, min=0)],
     storage: Storage = RUNS,
 ) -> None:
-    """Compare two trials attack by attack, image by image: what differs, and whether it may be chance."""
-    from sweeps.paired import render_comparison
+    """Compare two trials: their configurations, what became of them, and image by image whether that may be chance."""
+    from sweeps.compared import configuration_table, outcome_table
+    from sweeps.paired import NothingInCommon, pair_of, render_comparison
     from sweeps.snapshot import Snapshot
 
     _, ledger = _open(name, storage)
-    out.print(render_comparison(Snapshot.read(ledger), first, second))
+    snapshot = Snapshot.read(ledger)
+    a, b = pair_of(snapshot, first, second)
+    out.print(configuration_table(a, b))
+    out.print()
+    out.print(outcome_table(snapshot, a, b))
+    out.print()
+    try:
+        out.print(render_comparison(snapshot, first, second))
+    except NothingInCommon as nothing:
+        _print_line(str(nothing))
 
 
 @app.command()
@@ -433,6 +445,33 @@ def best(
     number = found.ranked[0].number
     out.print(f"its weights:   {folder.command('checkpoint')} {number} --out DIR", highlight=False, soft_wrap=True)
     out.print(f"trained again: {folder.command('rerun')} {number}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def confirm(
+    name: Name,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", min=1, help="Trainings of each configuration; default: 3.", show_default=False),
+    ] = None,
+    trials: Annotated[str, typer.Option("--trials", help="front, or numbers: 1,5-8.")] = "front",
+    as_: Annotated[
+        str | None, typer.Option("--as", help="Name of the confirmation; default: NAME-confirm.", show_default=False)
+    ] = None,
+    storage: Storage = RUNS,
+    address: Address = None,
+) -> None:
+    """Freeze the front, train it again with new seeds and judge it on test images: how good is it really?
+
+    The confirmation is a sweep of its own. Asked again it goes on, with a larger --seeds it grows, and it shows the
+    result once it is whole.
+    """
+    with quick_imports():
+        from sweeps.confirm import prepare
+
+    prepared = prepare(_open(name, storage)[0], seeds=seeds, wanted=trials, name=as_, say=_print_line)
+    out.print(f"sweep [bold]{prepared.folder.name}[/bold] in {prepared.folder.root}", highlight=False)
+    _drive(prepared.folder, address, None, change=prepared.change)
 
 
 @app.command()
@@ -495,42 +534,74 @@ def status(
 ) -> None:
     """Show how far a sweep is, from its ledger alone; works with a dead driver and from another terminal."""
     from sweeps.requests import waiting
+    from sweeps.status_view import StatusView
     from sweeps.summary import status as summarise
 
     folder, ledger = _open(name, storage)
-
-    def read() -> tuple[str, list[str]]:
-        found = summarise(ledger, waiting(folder.requests))
-        return found["state"], list(_status_lines(found, folder))
 
     if as_json:
         sys.stdout.write(json.dumps(summarise(ledger, waiting(folder.requests)), indent=2) + "\n")
     elif watch:
         with suppress(KeyboardInterrupt):
-            _watch(read)
+            _watch(StatusView(ledger, folder))
     else:
-        for line in read()[1]:
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(StatusView(ledger, folder).look(out.width)[1], soft_wrap=True)
 
 
 @app.command()
-def report(name: Name, storage: Storage = RUNS) -> None:
-    """Rebuild the HTML report and the Markdown table from the ledger."""
+def report(
+    names: Annotated[list[str], typer.Argument(help="The sweep's name; several are laid over each other.")],
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Page of several sweeps; default: A+B.html in the storage folder.")
+    ] = None,
+    storage: Storage = RUNS,
+) -> None:
+    """Rebuild the HTML report and the Markdown table from the ledger; with several names, one page of all of them."""
+    if len(names) > 1:
+        from sweeps.overlay import build_overlay
+
+        opened = [_open(name, storage) for name in dict.fromkeys(names)]
+        _print_line(str(build_overlay([ledger for _, ledger in opened], storage, to)))
+        return
+    if to is not None:
+        message = "the page of one sweep stands in its folder; --out is for several."
+        raise ConfigError([Problem((), message, source="--out")])
     from sweeps.report import build_report
 
-    folder, ledger = _open(name, storage)
+    folder, ledger = _open(names[0], storage)
     for path in build_report(ledger, folder):
         out.print(str(path), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def figures(
+    name: Name,
+    to: Annotated[Path | None, typer.Option("--out", help="Folder; default: figures in the sweep's.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="pdf, png or both.")] = "pdf,png",
+    storage: Storage = RUNS,
+) -> None:
+    """Draw figures for a paper: the front, the hypervolume and what decides it, one column wide."""
+    from sweeps.print_figures import write_figures
+    from sweeps.snapshot import Snapshot
+
+    folder, ledger = _open(name, storage)
+    formats = [part.strip() for part in format_.split(",") if part.strip()]
+    for path in write_figures(Snapshot.read(ledger), to or folder.root / "figures", formats):
+        _print_line(str(path))
 
 
 @app.command()
 def export(
     name: Name,
     storage: Storage = RUNS,
-    format_: Annotated[str, typer.Option("--format", help="json, csv or optuna.")] = "json",
+    format_: Annotated[str, typer.Option("--format", help="json, csv, optuna or latex.")] = "json",
     to: Annotated[Path | None, typer.Option("--out", help="File to write; default: standard output.")] = None,
+    trials: Annotated[Literal["front", "all"], typer.Option("--trials", help="Of latex: which trials.")] = "front",
+    split: Annotated[
+        Literal["validation", "test"], typer.Option("--split", help="Of latex: whose images.")
+    ] = "validation",
 ) -> None:
-    """Export all trials, failures included: JSON, CSV, or an Optuna study in a sqlite file."""
+    """Export all trials, failures included: JSON, CSV, or an Optuna study in a sqlite file; or a table for LaTeX."""
     from sweeps import export as exporting
 
     folder, ledger = _open(name, storage)
@@ -539,14 +610,15 @@ def export(
             str(exporting.export_optuna(ledger, to or folder.root / "optuna.db")), highlight=False, soft_wrap=True
         )
         return
-    if format_ not in ("json", "csv"):
-        message = f"unknown format; allowed: json, csv, optuna; found {format_!r}."
+    writers: dict[str, Callable[[], str]] = {
+        "json": lambda: json.dumps(exporting.export_json(ledger, folder), indent=2) + "\n",
+        "csv": lambda: exporting.export_csv(ledger),
+        "latex": lambda: exporting.export_latex(ledger, trials, split),
+    }
+    if format_ not in writers:
+        message = f"unknown format; allowed: json, csv, optuna, latex; found {format_!r}."
         raise ConfigError([Problem((), message, source="--format")])
-    text = (
-        json.dumps(exporting.export_json(ledger), indent=2) + "\n"
-        if format_ == "json"
-        else exporting.export_csv(ledger)
-    )
+    text = writers[format_]()
     if to is None:
         sys.stdout.write(text)
     else:
@@ -637,6 +709,79 @@ def sync(name: Name, storage: Storage = RUNS) -> None:
         print_tracking(out, folder, ledger)
 
 
+cluster_app = typer.Typer(
+    no_args_is_help=True, help="Ready-made starts on Slurm, machines of one's own, AWS and Kubernetes."
+)
+app.add_typer(cluster_app, name="cluster")
+
+
+@cluster_app.command("render")
+def cluster_render(
+    target: Annotated[Literal["slurm", "ray", "aws", "kuberay"], typer.Argument(help="What to write a start for.")],
+    settings: Annotated[
+        Path, typer.Option("--settings", help="YAML file of the nodes; see cluster/presets.", show_default=False)
+    ],
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the file.")] = Path(),
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- FILE OPTIONS", help="Another sweep than the settings': its file, launch's options."),
+    ] = None,
+) -> None:
+    """Write a ready-made start from one small settings file, and say what to do with it."""
+    from cluster.render import render
+    from cluster.settings import parse_settings, with_command
+    from sweeps.yaml_source import read_document
+
+    document, source = read_document(settings)
+    parsed, problems = parse_settings(document, target)
+    if parsed is not None:
+        parsed, problems = with_command(parsed, tuple(command or ()), target)
+    if parsed is None:
+        located = [source.locate(problem) for problem in problems]
+        raise ConfigError(sorted(located, key=lambda problem: (problem.line is None, problem.line or 0)))
+    start = render(target, parsed)
+    path = folder / start.file
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(start.text)
+    _print_line(f"{path} is written. Next:")
+    for what, line in start.commands(str(path)):
+        _print_line(f"\n  # {what}\n  {line}")
+
+
+@cluster_app.command("start")
+def cluster_start(
+    file: File,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the sweep; default: the file's stem.")] = None,
+    storage: Storage = RUNS,
+    address: Address = None,
+    wait_for: Annotated[int, typer.Option("--wait-for", min=0, help="Nodes to wait for before the sweep starts.")] = 0,
+    cpus: Annotated[float, typer.Option("--cpus", min=0, help="CPUs that each of them has.")] = 1,
+    gpus: Annotated[float, typer.Option("--gpus", min=0, help="GPUs that each of them has.")] = 0,
+    minutes: Annotated[float, typer.Option("--minutes", min=0, help="How long to wait for all of them.")] = 30,
+    accept_failed: Annotated[
+        bool, typer.Option("--accept-failed", help="End with 0 where the sweep is done and only trials have failed.")
+    ] = False,
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="-- OPTIONS", help="Further options of launch.", show_default=False)
+    ] = None,
+) -> None:
+    """Launch a sweep, or resume it if it is there: one command for the first time and every time after."""
+    from sweeps.folder import SweepFolder
+
+    folder = SweepFolder(storage, name if name is not None else file.stem)
+    if wait_for:
+        with quick_imports():
+            from cluster.connect import prepare_environment
+            from cluster.wait import wait_for_nodes
+
+            prepare_environment()
+            wait_for_nodes(address or "auto", wait_for, cpus, gpus, minutes, _print_line)
+    words = ["resume", folder.name] if folder.ledger.exists() else ["launch", str(file), "--name", folder.name]
+    words += ["--storage", str(storage), *(["--address", address] if address is not None else [])]
+    code = app(words if words[0] == "resume" else [*words, *(options or ())], standalone_mode=False) or 0
+    raise typer.Exit(0 if accept_failed and code == 1 else code)
+
+
 def _read(file: Path, overrides: list[str], scale: Literal["smoke"] | None) -> SweepConfig:
     with quick_imports():
         from sweeps.config import read_sweep
@@ -680,37 +825,14 @@ def _follow(path: Path, more: Callable[[], bool]) -> Iterator[str]:
                 return
 
 
-def _status_lines(found: dict[str, Any], folder: SweepFolder) -> Iterator[str]:
-    counts = found["trials"]
-    yield f"{found['name']}: {found['state']}"
-    yield ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    stopping = {number for asked in found["waiting"] if asked["request"] == "stop" for number in asked["trials"]}
-    for item in found["parents"]:
-        yield f"  parent {item['name']}: {item['state']}, {item['epochs']} epochs done"
-    for item in found["open"]:
-        end = ", stopping" if item["trial"] in stopping else ""
-        yield f"  trial {item['trial']}: {item['state']}, {item['epochs']} epochs done{end}"
-    for asked in found["waiting"]:
-        about = " ".join(map(str, asked["trials"]))
-        yield f"  asked for: {asked['request']} {about}".rstrip()
-    for other, count in found["prior"].items():
-        yield f"  prior knowledge: {count} trials of {other}"
-    for item in found["front"]:
-        values = ", ".join(f"{o} {item[o]:.3f}" for o in found["objectives"])
-        yield f"  front: trial {item['trial']}: {values}"
-    if found["state"] in ("interrupted", "paused"):
-        yield f"to go on: {folder.resume_command}"
-
-
-def _watch(lines: Callable[[], tuple[str, list[str]]]) -> None:
-    """Show a status again and again while the sweep runs. Args: lines: returns the state and what to show."""
+def _watch(view: StatusView) -> None:
+    """Show a status again and again while the sweep runs."""
     from rich.live import Live
-    from rich.text import Text
 
     with Live(console=out, auto_refresh=False) as live:
         while True:
-            state, shown = lines()
-            live.update(Text("\n".join(shown), no_wrap=True, overflow="ellipsis"), refresh=True)
+            state, shown = view.look(out.width, out.height - 1)
+            live.update(shown, refresh=True)
             if state != "running":
                 return
             time.sleep(WATCH_S)
@@ -774,6 +896,11 @@ def _storage_text(error: Exception) -> str:
     """Say what is wrong with the storage, if that is the error; else nothing."""
     if problem := storage_problem(error):
         return f"the sweep's folder cannot be written: {problem}. Nothing is lost; put that right and ask again."
+    if "file is not a database" in str(error) or "database disk image is malformed" in str(error):
+        return (
+            "the sweep's ledger.db is damaged: sqlite cannot read it. Put a copy back if there is one; weights and "
+            "verdicts in the sweep's folder are still good. `sqlite3 ledger.db .recover` saves what can be saved."
+        )
     if "database is locked" in str(error):
         return (
             "the ledger is locked: another process has begun to write and does not go on. A driver that is stopped "

@@ -1,4 +1,4 @@
-"""What the ledger costs as a sweep grows: one transition, and `status` as a whole command.
+"""What the ledger costs as a sweep grows: one transition, `status` as a whole command, and one look of the live view.
 
     python -m benchmarks.ledger
 
@@ -23,6 +23,8 @@ from benchmarks.rows import Row, measured
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
+from sweeps.live_block import render_block
+from sweeps.live_reader import LiveReader
 from sweeps.records import PlannedStage, StageRecord, SweepRecord
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +32,7 @@ COMMAND = "python -m benchmarks.ledger"
 SIZES = (100, 1000, 10_000)
 WATCHED = 50
 """Trials at each size whose transitions are timed."""
-TRANSITION_MS, STATUS_S = 50.0, 1.0
+TRANSITION_MS, STATUS_S, LOOK_MS = 50.0, 1.0, 50.0
 IMAGES = 1000
 
 
@@ -51,6 +53,12 @@ def rows() -> list[Row]:
                     transitions.setdefault(size, []).extend(spent)
                 if number + 1 in SIZES:
                     statuses[number + 1] = [_status(folder) for _ in range(5)]
+            ledger.raise_total(SIZES[-1] + WATCHED)
+            reader, looks = LiveReader(ledger, folder.requests), []
+            reader.read(time.time())
+            for number in range(SIZES[-1], SIZES[-1] + WATCHED):
+                _live(ledger, number)
+                looks.append(_milliseconds(lambda: render_block(reader.read(time.time()), 80, 24)))
         ledger.close()
     largest = SIZES[-1]
     growth = statistics.median(transitions[largest]) / statistics.median(transitions[SIZES[0]])
@@ -73,6 +81,7 @@ def rows() -> list[Row]:
             at_most=STATUS_S,
             peer=f"medians by trials: {status_per_size}",
         ),
+        measured("live_look_10000", looks, "ms at 10,000 trials", COMMAND, at_most=LOOK_MS),
     ]
 
 

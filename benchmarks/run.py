@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import attacks, front, ledger, simulated, steps, storm
+from benchmarks import attacks, first_step, front, ledger, report, simulated, steps, storm
 from benchmarks.rows import Row, measured
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,11 +51,13 @@ def command_rows() -> Iterator[Row]:
 
 GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
     "commands": command_rows,
+    "first_step": first_step.rows,
     "steps": steps.rows,
     "attacks": attacks.rows,
     "front": front.rows,
     "simulated": simulated.rows,
     "ledger": ledger.rows,
+    "report": report.rows,
     "storm": storm.rows,
 }
 

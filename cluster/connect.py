@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cluster.resources import Shares
+from search_spaces.errors import ClusterError
+
+REACH_S = 5.0
+"""The head of a cluster answers within so many seconds, or it is not there (our choice)."""
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver has handlers of its own; Tune's would end fit() as if it were done
@@ -46,6 +51,8 @@ def connect(address: str | None, plan: Callable[[float, float], Shares], log: Pa
     redirect_logging(log)
     import ray
 
+    if address is not None and not ray.is_initialized():
+        require_reachable(address)
     if address is None and not ray.is_initialized():
         shares = plan(*local_devices())
         total = shares.concurrent * shares.trial_cpus + shares.evaluation_workers * shares.evaluation_cpus
@@ -60,12 +67,37 @@ def connect(address: str | None, plan: Callable[[float, float], Shares], log: Pa
     return shares
 
 
+def require_reachable(address: str) -> None:
+    """Raise ClusterError if nothing listens at HOST:PORT: Ray itself would try for minutes.
+
+    Whatever else may be an address (auto, local) is left to Ray.
+    """
+    if address.startswith("ray://"):
+        raise ClusterError(f"--address {address}: expected HOST:PORT, without ray://, on a machine of the cluster.")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"--address {address}: no Ray cluster answers there ({error}). Expected HOST:PORT of a head node, as "
+            "`ray start --head` prints it, or auto on one of its nodes; without --address a local Ray is started."
+        ) from error
+
+
 def _init(**options: Any) -> None:
     import ray
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ray.init(log_to_driver=False, logging_level="WARNING", **options)
+        try:
+            ray.init(log_to_driver=False, logging_level="WARNING", **options)
+        except ConnectionError as error:
+            raise ClusterError(
+                f"--address {options['address']}: Ray cannot join it ({str(error).splitlines()[0]}). On a node of a "
+                "cluster auto finds it; without --address a local Ray is started."
+            ) from error
     _keep_quiet()
 
 

@@ -41,6 +41,11 @@ class Shares:
             per_trial = min(per_trial, self.trial_gpus // self.evaluation_gpus)
         return max(self.evaluation_workers, self.concurrent * max(1, int(per_trial)))
 
+    def public(self) -> dict[str, float]:
+        """Return what one training and one attack get: CPU cores and shares of a GPU."""
+        names = ("trial_cpus", "trial_gpus", "evaluation_cpus", "evaluation_gpus")
+        return {name: getattr(self, name) for name in names}
+
     def describe(self) -> str:
         """Return one line for people."""
         trial = f"{self.trial_cpus:g} CPU" + (f", {self.trial_gpus:g} GPU" if self.trial_gpus else "")
@@ -79,6 +84,20 @@ def plan_shares(
         evaluation_gpus=attack_gpus,
         largest_gpus=_largest_share(int(gpus), share, workers * attack_gpus),
     )
+
+
+def shortage(shares: Shares, cpus: float, gpus: float) -> str:
+    """Return what a machine or cluster with so many CPUs and GPUs lacks for one training; empty if nothing is lacking.
+
+    CPUs are not looked at where there are no GPUs to wait for: a local Ray is told that it has as many as are needed.
+    """
+    if not shares.trial_gpus and not shares.evaluation_gpus:
+        return ""
+    reserved = shares.evaluation_workers * shares.evaluation_gpus
+    if reserved <= gpus and (not shares.trial_gpus or _trials_on_gpus(int(gpus), shares.trial_gpus, reserved) >= 1):
+        return ""
+    needs = f"a training needs {shares.trial_gpus:g} GPU and the attacks {reserved:g} beside"
+    return f"{needs}; found {gpus:g} GPU{'' if gpus == 1 else 's'} and {cpus:g} CPUs"
 
 
 def _largest_share(gpus: int, share: float, reserved: float) -> float:

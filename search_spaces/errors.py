@@ -10,7 +10,9 @@ SweepError
 │   ├── LeaseHeld             another driver runs this sweep
 │   └── LeaseLost             this driver was away too long and another may have taken over
 ├── StorageError              the sweep's folder cannot be written: full, read-only, gone
-│   └── StorageFull           less is free than what runs may still need
+│   ├── StorageFull           less is free than what runs may still need
+│   └── StorageNotShared      a node of the cluster does not see the sweep's folder
+├── ClusterError              the cluster cannot be joined, or has not what the sweep asks for
 ├── TrackingAway              MLflow does not answer, and a command needs it
 ├── ParentError               a model that trials start from has failed for good, or its file is not what it was
 │   └── ParentChanged         a trial found other weights than those that it is to start from, or none
@@ -117,6 +119,14 @@ class StorageError(SweepError):
 
 class StorageFull(StorageError):
     """The sweep's storage has less room than what runs may still need."""
+
+
+class StorageNotShared(StorageError):
+    """A node of the cluster does not see the sweep's folder."""
+
+
+class ClusterError(SweepError):
+    """The cluster cannot be joined, or has not what the sweep asks for."""
 
 
 class TrackingAway(SweepError):

@@ -72,6 +72,7 @@ WRITES: Mapping[str, str] = {
     "mlflow.create_experiment": "MLflow's experiment",
     "mlflow.create_run": "MLflow's run of the sweep or of a trial",
     "mlflow.log_batch": "a trial's parameters, metrics and tags in MLflow",
+    "mlflow.log_inputs": "the data set of a run in MLflow",
     "mlflow.log_text": "a file of a run in MLflow",
     "mlflow.set_tag": "a run's tag that has changed alone",
     "mlflow.set_experiment_tag": "the view of the front in MLflow",

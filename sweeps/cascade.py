@@ -89,12 +89,14 @@ def is_through(chain: Iterable[PlannedStage], done: Iterable[StageRecord]) -> bo
     )
 
 
-def next_target(at: Standing, *, evaluate: Literal["front", "all"], test_trials: int, final: bool) -> Target | None:
+def next_target(
+    at: Standing, *, evaluate: Literal["front", "all"], test_trials: int | None, final: bool
+) -> Target | None:
     """Return the stage to run next once every trial has had its first one; None if nothing may start now.
 
     Args:
         evaluate: whom the later stages and the columns judge.
-        test_trials: at most so many members of the front are judged on test images.
+        test_trials: at most so many members of the front are judged on test images; None is every finished trial.
         final: whether all trials are in. Before that only the cascade runs, and what it finds on the front of the
             trials so far.
     """
@@ -124,7 +126,7 @@ def _next_on_validation(at: Standing, evaluate: Literal["front", "all"]) -> Targ
     return None if stage is None else Target(number, stage)
 
 
-def _next_on_test(at: Standing, test_trials: int) -> Target | None:
+def _next_on_test(at: Standing, test_trials: int | None) -> Target | None:
     for number in _tested(at, test_trials):
         stage = at.next_in_cascade(number, "test")
         if stage is not None:
@@ -132,7 +134,7 @@ def _next_on_test(at: Standing, test_trials: int) -> Target | None:
     return None
 
 
-def _next_column(at: Standing, evaluate: Literal["front", "all"], test_trials: int) -> Target | None:
+def _next_column(at: Standing, evaluate: Literal["front", "all"], test_trials: int | None) -> Target | None:
     judged = at.finished if evaluate == "all" else front_of(at.finished, at.objectives)
     wanted: list[tuple[int, Split]] = [(t.number, "validation") for t in judged]
     wanted += [(number, "test") for number in _tested(at, test_trials)]
@@ -143,8 +145,10 @@ def _next_column(at: Standing, evaluate: Literal["front", "all"], test_trials: i
     return None
 
 
-def _tested(at: Standing, limit: int) -> list[int]:
-    """Return the members of the front that are judged on test images: evenly along it."""
+def _tested(at: Standing, limit: int | None) -> list[int]:
+    """Return the trials that are judged on test images: members of the front evenly along it, or all."""
+    if limit is None:
+        return [t.number for t in at.finished]
     members = front_of(at.finished, at.objectives)
     points = [objective_values(t, at.objectives) or () for t in members]
     return [members[i].number for i in spread(points, limit)]

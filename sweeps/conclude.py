@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from sweeps.confirm_cost import more_seeds, suggestion
+from sweeps.confirmation_view import confirmation_sentences, confirmation_table, single_seed_note
+from sweeps.confirmed import confirmation_of
 from sweeps.folder import SweepFolder
+from sweeps.gains import gain_sentence
 from sweeps.ledger import Ledger
 from sweeps.records import IMPORTED
 from sweeps.report import build_report
@@ -29,6 +33,8 @@ def conclude(folder: SweepFolder, console: Console) -> None:
         console.print(replicates)
         console.print()
     console.print(f"{folder.name}: {sweep_state(ledger)}, {headline(sweep, trials)}", highlight=False)
+    print_line(console, "gain", gain_sentence(Snapshot.read(ledger)))
+    print_confirmation(console, Snapshot.read(ledger), folder, sweep_state(ledger))
     print_line(console, "report", str(html))
     if flagged := len(Snapshot.read(ledger).flags):
         trials_have = f"{flagged} trial{'s have' if flagged > 1 else ' has'}"
@@ -40,9 +46,28 @@ def conclude(folder: SweepFolder, console: Console) -> None:
         print_line(console, "to go on", folder.resume_command)
     elif any(trial.label == IMPORTED for trial in trials):
         print_line(console, "another plan", f"{folder.command('evaluate')} --plan FILE")
+    elif sweep.document.get("confirms"):
+        print_line(console, "more seeds", more_seeds(Snapshot.read(ledger), folder))
     else:
         print_line(console, "more trials", f"{folder.resume_command} --trials {sweep.requested * 2}")
     ledger.close()
+
+
+def print_confirmation(console: Console, snapshot: Snapshot, folder: SweepFolder, state: str) -> None:
+    """Show what became of the front with new seeds, or how to find out and what that takes."""
+    confirming = confirmation_of(snapshot, state, folder)
+    if confirming is not None:
+        if (table := confirmation_table(confirming)) is not None:
+            console.print()
+            console.print(table)
+        for text in confirmation_sentences(confirming):
+            console.print(text, markup=False, highlight=False)
+        console.print()
+        return
+    if (note := single_seed_note(snapshot)) is not None:
+        print_line(console, "one seed", note)
+    if state == "finished" and (command := suggestion(snapshot, folder)) is not None:
+        print_line(console, "confirm", command)
 
 
 def print_tracking(console: Console, folder: SweepFolder, ledger: Ledger, base: str | None = None) -> None:
@@ -57,7 +82,7 @@ def print_tracking(console: Console, folder: SweepFolder, ledger: Ledger, base: 
     if pages and base is None and remote is None:
         print_line(console, "MLflow", f"{folder.command('ui')} starts the server for these pages:")
     for name, address in pages.items():
-        print_line(console, f"  {name}", address)
+        print_line(console, f" {name}", address)
 
 
 def print_line(console: Console, name: str, text: str) -> None:

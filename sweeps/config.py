@@ -23,12 +23,14 @@ from sweeps.attack_plan import fill_in
 from sweeps.differences import configuration_diff
 from sweeps.grid import Grid, build_grid
 from sweeps.known import Parameter, fix_params, list_parameters, searched_domains
+from sweeps.published import PUBLISHED, SOURCE, without_figures
 from sweeps.reading import Sections, read_sections
 from sweeps.rules import cross_problems
 from sweeps.scale import Scale, shrink
 from sweeps.sections import (
     DEFAULT_TRIALS,
     AttackPlan,
+    ConfirmsSection,
     FailuresSection,
     GivenParent,
     LedgerSection,
@@ -73,6 +75,8 @@ class SweepConfig:
     failures: FailuresSection
     plugins: tuple[str, ...]
     notify: str | None
+    confirms: ConfirmsSection | None = None
+    """Whose front it trains again; None is a search of its own."""
 
     def suggest(self, trial: Suggests) -> TrialConfig:
         """Return a complete configuration, its searched fields drawn from an Optuna trial.
@@ -166,23 +170,30 @@ class SweepConfig:
             "objectives": list(self.objectives),
             "attacks": self.attacks and self.attacks.as_written(),
             "monitor": self.monitor.plain(),
-            "search": {k: v for k, v in self.search.plain().items() if k not in ("trials", "replicates")},
+            "search": {k: v for k, v in self.search.plain().items() if k not in ("trials", "replicates", SOURCE)}
+            | {"known": [without_figures(entry) for entry in self.search.known]},
             "resources": {"cpus": self.resources.cpus},
             "plugins": list(self.plugins),
+            **({} if self.confirms is None else {"confirms": self.confirms.plain()}),
         }
 
     def adjustable(self) -> dict[str, Any]:
         """Return what may change while a sweep goes on, defaults filled in: it leaves results comparable."""
-        kept = ("data", "monitor", "attacks", "search", "resources", "ledger")
+        kept = ("data", "monitor", "attacks", "search", "resources", "ledger", "confirms")
         whole = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in kept}
         return {
-            "search": {"trials": self.trials, "replicates": self.search.replicates},
+            "search": {"trials": self.trials, "replicates": self.search.replicates, **self._published()},
             "attacks": self.attacks and self.attacks.adjustable(),
             "resources": {name: value for name, value in self.resources.plain().items() if name != "cpus"},
             "parents": {p.name: {"checkpoint": str(p.checkpoint)} for p in self.parents if isinstance(p, GivenParent)},
             "notify": self.notify,
             **{name: section.plain() for name, section in whole.items() if isinstance(section, Config)},
         }
+
+    def _published(self) -> dict[str, Any]:
+        """Return a paper's figures by the positions of their known configurations, and their source, if any."""
+        figures = {str(place): entry[PUBLISHED] for place, entry in enumerate(self.search.known) if PUBLISHED in entry}
+        return {SOURCE: self.search.published_in, PUBLISHED: figures} if figures else {}
 
     def _choose_method(self, trial: Suggests) -> MethodEntry:
         if len(self.methods) == 1:
@@ -307,6 +318,7 @@ def _assemble(document: dict[str, Any], parsed: Sections) -> SweepConfig:
         failures=general.failures,
         plugins=general.plugins,
         notify=general.notify,
+        confirms=general.confirms,
     )
 
 

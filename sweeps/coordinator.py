@@ -95,6 +95,8 @@ class Coordinator:
         """How many times the configured share each waiting or running training gets, where it is not once."""
         self._not_before: dict[int, float] = {}
         """When a training that has failed may start again, by the clock that never goes back."""
+        self._stepped: set[tuple[int, str]] = set()
+        """The attempts of which the first report is in the ledger."""
         self._unsettled = True
         self._final = False
         self.kept = Kept(
@@ -219,7 +221,7 @@ class Coordinator:
             self.training_failed(number, report.kind, report.error)
             return
         reach("epochs.commit")
-        self.ledger.record_epochs(number, report.history)
+        self.ledger.record_epochs(number, report.history, self._first_step_of(report, token))
         if report.status == "trained":
             if report.clean_acc is None or report.weights_digest is None:
                 raise ObjectiveMissing(f"{self._called(number)} says that it is trained and has no clean accuracy.")
@@ -235,6 +237,13 @@ class Coordinator:
                 self.parents.note_trained(number)
             else:
                 self._to_judge.append(number)
+
+    def _first_step_of(self, report: Report, token: str) -> float | None:
+        """Return when an attempt's first optimizer step was over; None if that is in the ledger already."""
+        if (report.number, token) in self._stepped:
+            return None
+        self._stepped.add((report.number, token))
+        return report.first_step_at
 
     def _called(self, number: int) -> str:
         return called(self.ledger.trial(number))
@@ -307,8 +316,7 @@ class Coordinator:
         assert self.pool is not None
         running = [Target(job.number, job.stage) for job in self.pool.running]
         at = Standing(self._planned, self.config.objectives, self.ledger.trials(), self.ledger.stages(), running)
-        tested = plan.test.trials if plan.test is not None else 0
-        return next_target(at, evaluate=plan.evaluate, test_trials=tested, final=final)
+        return next_target(at, evaluate=plan.evaluate, test_trials=plan.tested, final=final)
 
     def _judge(self, target: Target) -> None:
         assert self.pool is not None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from cluster.connect import connect, prepare_environment
+from cluster.shared_storage import require_shared
 from search_spaces.errors import ConfigError, Problem, SweepError, SweepExists
 from sweeps.attack_plan import fill_in, planned_stages, ready_made
 from sweeps.cascade import Target, is_through
@@ -28,7 +29,7 @@ from sweeps.ledger import Ledger
 from sweeps.reading import read_attacks
 from sweeps.records import IMPORTED, LAUNCHED, PlannedStage, Split, State, TrialRecord
 from sweeps.rules import attack_problems
-from sweeps.runner import POLL_S, create_ledger, handled_signals, load_data
+from sweeps.runner import POLL_S, create_ledger, enough, handled_signals, load_data
 from sweeps.sections import FailuresSection
 from sweeps.stage_job import StageJob, StageOutcome
 from sweeps.stage_life import adopt, is_last_of_column, start, try_again
@@ -164,8 +165,11 @@ class _Work:
         import ray
 
         ours = not ray.is_initialized()
-        shares = connect(address, config.resources.shares, self.folder.log)
+        shares = connect(address, lambda *there: enough(config, *there), self.folder.log)
         try:
+            if address is not None:
+                require_shared(self.folder.scratch)
+            self.ledger.note_driver("resources", shares.public())
             attacks = list(dict.fromkeys(stage.attack for stage in self.stages))
             pool = EvaluationPool(
                 shares, attacks, config.failures.hang_after_s, self.folder.scratch / (self.ledger.owner or "")

@@ -13,6 +13,7 @@ import heapq
 import itertools
 import time
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from cluster.resources import Shares
 from search_spaces.errors import AttackHung, StorageError, SweepError
 from search_spaces.imports import quick_imports
 from search_spaces.storage import storage_problem
+from sweeps.live_state import PoolState
 from sweeps.pulse import Pulse, count_beats, heard, is_silent
 from sweeps.stage_job import ShardResult, StageJob, StageOutcome, assemble, judge_shard
 
@@ -141,6 +143,17 @@ class EvaluationPool:
     def running(self) -> list[StageJob]:
         """The stages that have been submitted and are not done."""
         return [stage.job for stage in self._stages.values()]
+
+    def state(self) -> PoolState:
+        """Return how far the stages are, for the live view."""
+        running = Counter(task.part.stage for task in self._tasks.values())
+        waiting = Counter(part.stage for part in self._waiting)
+        shards = {}
+        for key, stage in self._stages.items():
+            done = len(stage.results)
+            count = (done, running[key], done + running[key] + waiting[key])
+            shards[stage.job.number, (stage.job.stage.split, stage.job.stage.position)] = count
+        return PoolState(self.capacity, shards)
 
     def submit(self, job: StageJob) -> None:
         """Start a stage as soon as there is room; `done` will name it once."""

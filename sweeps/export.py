@@ -1,4 +1,4 @@
-"""Export: a sweep as JSON, as CSV, or as an Optuna study; failures included."""
+"""Export: a sweep as JSON, as CSV, or as an Optuna study, failures included; or its figures as a LaTeX table."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import SweepError
 from sweeps.columns import Cell, Column
+from sweeps.confirmed import confirmation_of, read_confirmation
 from sweeps.costs import Cost
+from sweeps.folder import SweepFolder
+from sweeps.latex import Which, render_latex
 from sweeps.ledger import Ledger
 from sweeps.parents import children_of, names_of, parent_of
-from sweeps.records import TrialRecord
+from sweeps.published_tables import public_published
+from sweeps.records import Split, TrialRecord
 from sweeps.snapshot import Snapshot, flatten, last_line
 from sweeps.summary import public_trial, robust_interval, sweep_state
 from sweeps.trust import count_mismatches
@@ -23,15 +27,19 @@ if TYPE_CHECKING:
     from optuna import Study
 
 
-def export_json(ledger: Ledger) -> dict[str, Any]:
-    """Return everything but curves and verdicts as JSON-ready data; its keys are stable."""
-    snapshot = Snapshot.read(ledger)
+def export_json(ledger: Ledger, folder: SweepFolder | None = None) -> dict[str, Any]:
+    """Return everything but curves and verdicts as JSON-ready data; its keys are stable.
+
+    Args: folder: of the sweep, in whose storage a confirmation is looked for; without it only its own is found.
+    """
+    snapshot, state = Snapshot.read(ledger), sweep_state(ledger)
+    confirming = confirmation_of(snapshot, state, folder) if folder else read_confirmation(snapshot, state)
     sweep, cost = snapshot.sweep, sum(snapshot.costs.values(), Cost())
     return {
         "sweep": {
             "id": sweep.id,
             "name": sweep.name,
-            "state": sweep_state(ledger),
+            "state": state,
             "created_at": sweep.created_at,
             "completed_at": sweep.completed_at,
             "requested": sweep.requested,
@@ -47,6 +55,8 @@ def export_json(ledger: Ledger) -> dict[str, Any]:
         },
         "trials": [_trial(snapshot, t) for t in snapshot.trials],
         "replicates": [replicates.public() for replicates in snapshot.replicates],
+        "confirmation": confirming and confirming.public(),
+        "published": public_published(snapshot),
     }
 
 
@@ -158,6 +168,11 @@ def _csv_columns(snapshot: Snapshot, trial: TrialRecord) -> dict[str, Any]:
         cells[f"{column.key}.survivors"] = cell.survivors
         cells[f"{column.key}.exact"] = cell.exact if cell.survivors is not None else None
     return cells
+
+
+def export_latex(ledger: Ledger, which: Which, split: Split) -> str:
+    """Return a table of the front or of all finished trials, with the figures on one split's images."""
+    return render_latex(Snapshot.read(ledger), which, split)
 
 
 def export_optuna(ledger: Ledger, path: Path) -> Path:

@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,9 @@ class SweepFolder:
         if not folder.ledger.is_file():
             there = sorted(p.parent.name for p in storage.glob("*/ledger.db"))
             known = f"sweeps there: {', '.join(there)}" if there else "there are no sweeps"
-            raise SweepNotFound(f"no sweep {name!r} in {storage} ({known}). Is --storage right?")
+            close = difflib.get_close_matches(name, there, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else "Is --storage right?"
+            raise SweepNotFound(f"no sweep {name!r} in {storage} ({known}). {hint}")
         return folder
 
     @property

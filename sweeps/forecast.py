@@ -282,8 +282,8 @@ def _monitor_passes(monitor: MonitorConfig, trainings: Sequence[TrainingConfig],
 
 def _judged_trials(config: SweepConfig, stage: PlannedStage) -> int:
     """Return on how many trials a stage may run."""
-    test = None if config.attacks is None else config.attacks.test
-    return config.trials if stage.split == "validation" else min(config.trials, test.trials if test else 0)
+    tested = 0 if config.attacks is None else config.attacks.tested
+    return config.trials if stage.split == "validation" or tested is None else min(config.trials, tested)
 
 
 def _verdict_bytes(stage: PlannedStage) -> float:

@@ -10,6 +10,7 @@ from search_spaces.domains import Choice, Domain, Scalar
 from search_spaces.errors import Problem
 from search_spaces.problems import did_you_mean
 from search_spaces.space import Space
+from sweeps.published import without_figures
 from sweeps.sections import MethodEntry
 
 
@@ -50,7 +51,7 @@ def fix_params(
     """
     fixed: dict[str, Scalar] = {}
     problems: list[Problem] = []
-    for name, value in entry.items():
+    for name, value in without_figures(entry).items():
         try:
             fixed |= _fix_method(value, methods) if name == "method" else _fix_field(name, entry, parameters, methods)
         except ValueError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -111,9 +111,12 @@ class Ledger:
             there = sa.inspect(connection).has_table(SWEEP.name, schema=self._name_space)
             row = connection.execute(sa.select(SWEEP)).mappings().one_or_none() if there else None
         if row is None:
-            raise LedgerError("the ledger holds no sweep.")
+            raise LedgerError("the ledger holds no sweep: the file is empty, or another program's. Launch anew.")
         if row["schema_version"] != SCHEMA_VERSION:
-            raise LedgerError(f"the ledger has schema {row['schema_version']}, this version reads {SCHEMA_VERSION}.")
+            raise LedgerError(
+                f"the ledger has schema {row['schema_version']}, this version reads {SCHEMA_VERSION}. Go on with the "
+                "version that launched the sweep, or launch it anew; its sweep.yaml is still good."
+            )
         values = {k: v for k, v in row.items() if k != "schema_version"}
         for key in ("document", "environment", "split_sizes", "objectives", "planned_stages"):
             values[key] = json.loads(values[key])
@@ -152,7 +155,7 @@ class Ledger:
             _event(connection, None, "completed", {})
 
     def note_driver(self, kind: str, detail: Mapping[str, Any]) -> None:
-        """Add an event of the driver itself: started, interrupted, crashed."""
+        """Add an event of the driver itself: driver started, resources, interrupted, driver crashed."""
         with self._write("ledger.note_driver") as connection:
             _event(connection, None, kind, detail)
 
@@ -251,12 +254,19 @@ class Ledger:
             self._move(connection, number, State.TRAINING, {"attempt": attempt}, attempts=attempt, started_at=started)
         return attempt
 
-    def record_epochs(self, number: int, history: Sequence[Mapping[str, float]]) -> None:
-        """Replace a trial's curves by `history`, one mapping of metrics per epoch; the checkpoint exists already."""
+    def record_epochs(
+        self, number: int, history: Sequence[Mapping[str, float]], first_step_at: float | None = None
+    ) -> None:
+        """Replace a trial's curves by `history`, one mapping of metrics per epoch; the checkpoint exists already.
+
+        Args: first_step_at: when the attempt's first optimizer step was over, with the first of its epochs.
+        """
+        first = {} if first_step_at is None else {"first_step_at": first_step_at}
         with self._write("ledger.record_epochs") as connection:
             known = connection.scalar(sa.select(TRIALS.c.epochs).where(TRIALS.c.number == number))
             _put(connection, CURVES, {"number": number}, {"history": as_json(list(history))})
-            self._touch(connection, number, "epochs", {"from": known, "to": len(history)}, epochs=len(history))
+            detail = {"from": known, "to": len(history), **first}
+            self._touch(connection, number, "epochs", detail, epochs=len(history))
 
     def finish_training(
         self,
@@ -531,13 +541,19 @@ class Ledger:
         found = {State(state): count for state, count in rows}
         return {state: found.get(state, 0) for state in State}
 
-    def trials(self, states: Sequence[State] | None = None, *, bare: bool = False) -> list[TrialRecord]:
+    def trials(
+        self, states: Sequence[State] | None = None, *, bare: bool = False, numbers: Collection[int] | None = None
+    ) -> list[TrialRecord]:
         """Return the trials (in these states), by number.
 
-        Args: bare: leave configuration, parameters and distributions empty, which is most of the work.
+        Args:
+            bare: leave configuration, parameters and distributions empty, which is most of the work.
+            numbers: only these; a few, because each is a word of the query.
         """
         columns = [column for column in TRIALS.c if not (bare and column.name in PACKED)]
         query = sa.select(*columns).where(_IS_TRIAL).order_by(TRIALS.c.number)
+        if numbers is not None:
+            query = query.where(TRIALS.c.number.in_(numbers))
         if states is not None:
             query = query.where(TRIALS.c.state.in_(states))
         with self._engine.connect() as connection:
@@ -577,9 +593,36 @@ class Ledger:
         with self._engine.connect() as connection:
             return set(connection.scalars(query))
 
-    def events(self, number: int | None = None) -> list[Event]:
-        """Return the audit log, of one trial or of everything."""
-        query = sa.select(EVENTS).order_by(EVENTS.c.sequence)
+    def running_stages(self, number: int | None = None) -> list[tuple[int, str, int]]:
+        """Return (trial, split, position) of the attack stages that were started and have not ended, of one or all."""
+        query = sa.select(STAGES.c.number, STAGES.c.split, STAGES.c.position).where(STAGES.c.state == "running")
+        if number is not None:
+            query = query.where(STAGES.c.number == number)
+        with self._engine.connect() as connection:
+            return [(row[0], row[1], row[2]) for row in connection.execute(query)]
+
+    def stage_means(self) -> dict[tuple[str, int], float]:
+        """Return the mean seconds of the attack stages that are done, by (split, position)."""
+        key = (STAGES.c.split, STAGES.c.position)
+        query = sa.select(*key, sa.func.avg(STAGES.c.seconds)).where(STAGES.c.state == "done").group_by(*key)
+        with self._engine.connect() as connection:
+            return {(row[0], row[1]): row[2] for row in connection.execute(query) if row[2] is not None}
+
+    def driver_events(self, kind: str) -> list[Event]:
+        """Return the drivers' own events of a kind, the oldest first: "driver started", "resources"."""
+        query = sa.select(EVENTS).where(EVENTS.c.number.is_(None), EVENTS.c.kind == kind)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(EVENTS.c.sequence)).mappings()
+            return [Event(**{**row, "detail": json.loads(row["detail"])}) for row in rows]
+
+    def last_sequence(self) -> int:
+        """Return the number of the newest event; 0 before the first."""
+        with self._engine.connect() as connection:
+            return connection.scalar(sa.select(sa.func.max(EVENTS.c.sequence))) or 0
+
+    def events(self, number: int | None = None, *, after: int = 0) -> list[Event]:
+        """Return the audit log, of one trial or of everything. Args: after: only what is newer than this event."""
+        query = sa.select(EVENTS).where(EVENTS.c.sequence > after).order_by(EVENTS.c.sequence)
         if number is not None:
             query = query.where(EVENTS.c.number == number)
         with self._engine.connect() as connection:

@@ -21,6 +21,9 @@ from sweeps.summary import headline
 LONGEST_TAG = 5000
 """Characters; MLflow truncates or refuses longer tags and parameters, depending on the store."""
 
+LOADED_RUNS = 100
+"""Runs that MLflow's pages load and draw; of larger sweeps the view shows the front only, lest it miss any of it."""
+
 
 class Metric(NamedTuple):
     """One row of MLflow's metrics table."""
@@ -71,7 +74,8 @@ def curves(history: Sequence[Mapping[str, float]], events: Iterable[Event]) -> l
 
 
 def finals(snapshot: Snapshot, trial: TrialRecord, events: Iterable[Event]) -> list[Metric]:
-    """Return clean_acc first (MLflow's compare page starts with what was logged first), then what the attacks left.
+    """Return clean_acc first (MLflow's compare page starts with what was logged first), then what the attacks left,
+    then costs. An attack's metric is named after its column, numbers with two digits: ``FGSM4`` → ``FGSM04_acc``.
 
     The step of an attack's metric is the position of its last part: robust_acc and pgd_acc show how a bound falls, and
     their last value is what is known. So it is with cost/parent_s, whose step counts the trials that share the parent.
@@ -90,8 +94,10 @@ def finals(snapshot: Snapshot, trial: TrialRecord, events: Iterable[Event]) -> l
             rows.append(("test_clean_acc", trial.test_clean_acc, at, 0))
         if stage.plan == LAUNCHED and stage.cumulative:
             rows.append((f"{prefix}robust_acc", stage.accuracy, at, stage.position))
+    names = metric_names(snapshot.columns)
     for column in snapshot.columns:
-        rows += _of_column(column, done)
+        rows += _of_column(column, names[column.plan, column.name], done)
+    rows.sort(key=lambda row: "cost/" in row[0])
     return [Metric(_key(k), float(v), at, step) for k, v, at, step in rows if v is not None and math.isfinite(v)]
 
 
@@ -107,10 +113,33 @@ def overfitting_finals(history: Sequence[Mapping[str, float]], events: Iterable[
     ]
 
 
-def _of_column(column: Column, done: Sequence[StageRecord]) -> list[tuple[str, float | None, int, int]]:
+def metric_names(columns: Iterable[Column]) -> dict[tuple[str, str], str]:
+    """Return the name of each column, by (plan, column), with numbers padded so that names sort as the numbers do.
+
+    FGSM4, FGSM16 → FGSM04, FGSM16. A norm (l2) stays, and so do all of a plan where two names would become one.
+    """
+    by_plan: dict[str, dict[str, str]] = {}
+    for column in columns:
+        by_plan.setdefault(column.plan, {})[column.name] = _padded(column.name)
+    return {
+        (plan, name): padded if len(set(names.values())) == len(names) else name
+        for plan, names in by_plan.items()
+        for name, padded in names.items()
+    }
+
+
+def _padded(name: str) -> str:
+    def pad(found: re.Match[str]) -> str:
+        is_norm = re.search(r"(^|[^A-Za-z])[lL]$", name[: found.start()])
+        return found[0] if is_norm else f"0{found[0]}"
+
+    return re.sub(r"(?<![\d.])\d(?![\d.])", pad, name)
+
+
+def _of_column(column: Column, called: str, done: Sequence[StageRecord]) -> list[tuple[str, float | None, int, int]]:
     """One row of each metric for each part that ran, over all parts up to it; another plan's have its name before."""
     plan, prefix = "" if column.plan == LAUNCHED else f"{column.plan}/", "test_" if column.split == "test" else ""
-    name = f"{prefix}{column.name}"
+    name = f"{prefix}{called}"
     places = {part.position for part in column.stages}
     mine = [stage for stage in done if stage.split == column.split and stage.position in places]
     rows: list[tuple[str, float | None, int, int]] = []
@@ -138,12 +167,11 @@ def tags_of(snapshot: Snapshot, trial: TrialRecord) -> dict[str, str]:
         "trial.robust": exactness(trial) if trial.robust_acc is not None else "not measured",
         "trial.bounds": ", ".join(_bounds(snapshot, trial)) or "none",
         "trial.flags": ", ".join(dict.fromkeys(f.code for f in snapshot.flags.get(trial.number, ()))) or "none",
+        "trial.error": last_line(trial.error) or "none",
         "mlflow.note.content": trial_note(snapshot, trial),
     }
     if trial.test_robust_acc is not None:
         tags["trial.test_robust"] = "exact" if snapshot.is_test_exact(trial) else "bound"
-    if trial.error is not None:
-        tags["trial.error"] = last_line(trial.error)
     return {name: value[:LONGEST_TAG] for name, value in tags.items()}
 
 
@@ -201,11 +229,30 @@ def sweep_note(snapshot: Snapshot, links: Mapping[str, str]) -> str:
     short = snapshot.short_names
     names = ("trial", "method", "searched", "clean", "robust", "test clean", "test robust")
     lines = [" · ".join(f"[{name}]({url})" for name, url in links.items())]
-    lines += ["", headline(snapshot.sweep, snapshot.trials), "", _row(names), _row(["---"] * len(names))]
+    lines += ["", headline(snapshot.sweep, snapshot.trials)]
+    if is_cut(snapshot):
+        lines += [
+            "",
+            f"MLflow draws {LOADED_RUNS} runs at once: the Pareto view has the front only, the report has all.",
+        ]
+    lines += ["", _row(names), _row(["---"] * len(names))]
     for t in snapshot.front:
         measured = (accuracy(t.clean_acc), snapshot.robust(t), accuracy(t.test_clean_acc), snapshot.test_robust(t))
         lines.append(_row((str(t.number), t.label, searched(t, short), *measured)))
-    return "\n".join(lines)[:LONGEST_TAG]
+    return _whole_lines(lines)
+
+
+def is_cut(snapshot: Snapshot) -> bool:
+    """Return whether MLflow could not show all trials at once, so that the view has the front alone."""
+    return len(snapshot.trials) > LOADED_RUNS
+
+
+def _whole_lines(lines: Sequence[str]) -> str:
+    """Join as many lines as a tag holds, and say so where that is not all of them."""
+    text, more = "\n".join(lines), "\n\nThe rest is in the report."
+    if len(text) <= LONGEST_TAG:
+        return text
+    return text[: LONGEST_TAG - len(more)].rpartition("\n")[0] + more
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -20,6 +20,10 @@ from sweeps.snapshot import Snapshot, accuracy
 from sweeps.summary import wilson
 
 
+class NothingInCommon(SweepError):
+    """No attack ran on both trials."""
+
+
 @dataclass(frozen=True)
 class Counts:
     """Images by who withstood the attack; at least one in all."""
@@ -116,11 +120,9 @@ def compare_cells(column: Column, first: int, a: Cell, second: int, b: Cell) -> 
 def compare_rows(snapshot: Snapshot, a: int, b: int) -> list[Comparison]:
     """Return the comparison in every column that both trials have.
 
-    Raises: SweepError if a trial does not exist, if both are the same, or if no attack ran on both.
+    Raises: SweepError if a trial does not exist, or if both are the same; NothingInCommon if no attack ran on both.
     """
-    first, second = _trial(snapshot, a), _trial(snapshot, b)
-    if a == b:
-        raise SweepError(f"trial {a} is compared with itself; name two trials.")
+    first, second = pair_of(snapshot, a, b)
     cells = zip(snapshot.columns, snapshot.cells(first), snapshot.cells(second), strict=True)
     rows = [
         compare_cells(column, a, mine, b, theirs)
@@ -129,8 +131,16 @@ def compare_rows(snapshot: Snapshot, a: int, b: int) -> list[Comparison]:
     ]
     if not rows:
         states = f"trial {a} is {first.state}, trial {b} is {second.state}"
-        raise SweepError(f"no attack ran on both trials ({states}); choose two trials with attacks in common.")
+        raise NothingInCommon(f"no attack ran on both trials ({states}); choose two trials with attacks in common.")
     return rows
+
+
+def pair_of(snapshot: Snapshot, a: int, b: int) -> tuple[TrialRecord, TrialRecord]:
+    """Return two trials; SweepError if one does not exist, or both are the same."""
+    first, second = _trial(snapshot, a), _trial(snapshot, b)
+    if a == b:
+        raise SweepError(f"trial {a} is compared with itself; name two trials.")
+    return first, second
 
 
 def _trial(snapshot: Snapshot, number: int) -> TrialRecord:

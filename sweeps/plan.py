@@ -118,7 +118,7 @@ def _attack_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "attacks", f"{_threat(attacks.threat)}; estimated passes per trial:"
     later = "possible front" if attacks.evaluate == "front" else "every trial"
     rows = [("attacks", stage, "every trial" if i == 0 else later) for i, stage in enumerate(plan.stages)]
-    tested = f"{attacks.test.trials if attacks.test else 0} of the front"
+    tested = "every trial" if attacks.tested is None else f"{attacks.tested} of the front"
     rows += [("test", stage, tested) for stage in plan.test_stages]
     width = max(len(_name(stage, attacks.threat)) for _, stage, _ in rows)
     for title, stage, trials in rows:

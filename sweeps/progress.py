@@ -1,32 +1,41 @@
-"""The live view: one updating block on a terminal, plain lines elsewhere."""
+"""The live view of a driver: one updating block on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from sweeps.ledger import Ledger
-from sweeps.parents import called
-from sweeps.records import CLOSED, OPEN, State, TrialRecord
-from sweeps.summary import front_of
+from sweeps.live_block import plain_line, render_block
+from sweeps.live_reader import LiveReader
+from sweeps.live_state import Member, PoolState
+from sweeps.pace import in_clock
 
 REFRESH_S = 1.0
+SHARE = 0.02
+"""Of the driver's time, at most, goes into looking: a look that takes long is followed by a longer pause."""
+HEARTBEAT_S = 60.0
+"""Between two lines that only say how far it is, where there is no terminal."""
 
 
 class Progress:
-    """Shows how far the sweep is: `say` prints a line that stays, `refresh` redraws the block once a second."""
+    """Shows how far the sweep is: `say` prints a line that stays, `refresh` looks at the ledger once a second."""
 
-    def __init__(self, ledger: Ledger, console: Console) -> None:
-        self._ledger = ledger
+    def __init__(
+        self, ledger: Ledger, console: Console, requests: Path, pool: Callable[[], PoolState | None] = lambda: None
+    ) -> None:
+        """Args: requests: folder of what other terminals ask for; pool: what the driver knows of its attacks."""
+        self._reader = LiveReader(ledger, requests)
         self._console = console
-        self._started = time.monotonic()
-        self._drawn = 0.0
-        self._closed_at_start = len(ledger.trials(CLOSED))
+        self._pool = pool
+        self._started = self._said_at = time.monotonic()
+        self._next_look = 0.0
+        self._front: list[int] | None = None
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Progress:
@@ -40,50 +49,40 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line, with the time since the start."""
-        self._console.print(f"[dim]{_clock(time.monotonic() - self._started)}[/dim] ", end="")
-        self._console.print(text, markup=False, highlight=False)
+        now = self._said_at = time.monotonic()
+        line = Text(in_clock(now - self._started), "dim").append(f" {text}", "not dim")
+        self._console.print(line, soft_wrap=True)
 
     def refresh(self) -> None:
-        """Redraw the block if it is older than `REFRESH_S`."""
+        """Look at the ledger if the last look is old enough: redraw the block, or print what has changed."""
         now = time.monotonic()
-        if self._live is None or now - self._drawn < REFRESH_S:
+        if now < self._next_look:
             return
-        self._drawn = now
-        sweep = self._ledger.sweep()
-        trials = self._ledger.trials(bare=True)
-        remaining = self._eta(trials, sweep.requested, now - self._started)
-        block = render_block(trials, sweep.requested, sweep.objectives, remaining, self._ledger.parents())
-        self._live.update(block, refresh=True)
-
-    def _eta(self, trials: Sequence[TrialRecord], requested: int, elapsed: float) -> float | None:
-        closed = sum(t.state in CLOSED for t in trials)
-        here = closed - self._closed_at_start
-        return elapsed / here * (requested - closed) if here > 0 else None
-
-
-def render_block(
-    trials: Sequence[TrialRecord],
-    requested: int,
-    objectives: Sequence[str],
-    remaining_s: float | None,
-    parents: Sequence[TrialRecord] = (),
-) -> RenderableType:
-    """Draw the block: a bar, what is open, the best value of each objective and the size of the front."""
-    closed = sum(t.state in CLOSED for t in trials)
-    counts = {state: sum(t.state is state for t in trials) for state in (*OPEN, State.FAILED)}
-    open_parents = [p for p in parents if p.state in (State.PROPOSED, State.TRAINING)]
-    here = [f"{called(p)} {p.state}, {p.epochs} epochs done" for p in open_parents]
-    here += [f"{count} {state}" for state, count in counts.items() if count]
-    now = ", ".join(here) or "nothing running"
-    left = "" if remaining_s is None else f"   about {_clock(remaining_s)} left"
-    members = front_of(trials, objectives)
-    best = [f"best {o} {max(v for t in members if (v := t.value(o)) is not None):.3f}" for o in objectives if members]
-    line = f"front {len(members)}" + "".join(f"   {text}" for text in best)
-    bar = ProgressBar(total=max(requested, 1), completed=closed, width=40)
-    return Group(bar, Text(f"{closed} of {requested} trials done   {now}{left}"), Text(line))
+        state = self._reader.read(time.time(), self._pool())
+        members = [member.number for member in state.front]
+        if self._front is not None and set(members) != set(self._front):
+            self.say(front_line(state.front, self._front))
+        self._front = members
+        if self._live is not None:
+            size = self._console.size
+            self._live.update(render_block(state, size.width, size.height - 1), refresh=True)
+        elif now - self._said_at >= HEARTBEAT_S:
+            self.say(plain_line(state))
+        took = time.monotonic() - now
+        self._next_look = now + max(REFRESH_S, took / SHARE)
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+def front_line(front: Sequence[Member], before: Sequence[int]) -> str:
+    """Return ``front: 3 trials, 7 joins, 2 and 4 leave``. Args: before: numbers of its members at the last look."""
+    numbers = [member.number for member in front]
+    joined = sorted(set(numbers) - set(before))
+    left = sorted(set(before) - set(numbers))
+    parts = [f"front: {len(numbers)} trial{'s' * (len(numbers) != 1)}"]
+    parts += [f"{_listed(joined)} join{'s' * (len(joined) == 1)}"] if joined else []
+    parts += [f"{_listed(left)} leave{'s' * (len(left) == 1)}"] if left else []
+    return ", ".join(parts)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last

@@ -16,6 +16,7 @@ from search_spaces.config import Config
 from sweeps.sections import (
     AttackPolicy,
     AttackSection,
+    ConfirmsSection,
     EvaluationResources,
     FailurePolicy,
     FailuresSection,
@@ -35,9 +36,9 @@ HEAD = """# The YAML file
 Written by `python -m sweeps.reference` from the configuration models; do not edit.
 
 A file has the sections `model`, `data`, `training`, `parents`, `methods`, `objectives`, `attacks`, `monitor`,
-`search`, `resources`, `tracking`, `failures`, `plugins`, `notify` and `name`; all are optional. Numbers may be written
-as fractions (`2/255`). Relative paths are relative to the working directory. `--set key=value` replaces a value:
-`--set methods[1].jasmin.k=0`.
+`search`, `resources`, `tracking`, `failures`, `plugins`, `notify` and `name`; all are optional (`confirms` is for
+`confirm` to write). Numbers may be written as fractions (`2/255`). Relative paths are relative to the working
+directory. `--set key=value` replaces a value: `--set methods[1].jasmin.k=0`.
 
 A field of `model`, `training` or a method is **searched** where a domain stands instead of a value; a method's own
 fields are searched in their ready-made domain unless the file says otherwise:
@@ -97,6 +98,7 @@ SECTIONS: tuple[tuple[str, type[Config]], ...] = (
     ("failures.memory", MemoryPolicy),
     ("failures.nan, .checkpoint", RepeatedPolicy),
     ("failures.attack", AttackPolicy),
+    ("confirms", ConfirmsSection),
 )
 
 EXTENSIONS: tuple[tuple[Kind, str], ...] = (("methods", "Methods"), ("attacks", "Attacks"), ("datasets", "Data sets"))

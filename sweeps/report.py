@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sweeps.advice import advice
 from sweeps.columns import threat_notes, usual_threat
+from sweeps.confirmation_view import confirmation_rows, confirmation_sentences, single_seed_note
+from sweeps.confirmed import confirmation_of
 from sweeps.figures import front_figure, hypervolume_figure
 from sweeps.folder import SweepFolder
+from sweeps.gains import gain_rows
+from sweeps.importance_bars import importance_figure
+from sweeps.importances import FEWEST, MOST, importances, what_is_missing
 from sweeps.ledger import Ledger
 from sweeps.overfitting import overfitting_by_method
+from sweeps.parallel import axes_in, figures_by_method
+from sweeps.published_tables import published_tables
 from sweeps.records import LAUNCHED, OPEN, State, TrialRecord
 from sweeps.report_markdown import render_markdown
 from sweeps.report_rows import (
@@ -32,11 +41,19 @@ from sweeps.report_rows import (
 from sweeps.snapshot import Snapshot, accuracy, without_passwords
 from sweeps.summary import headline, sweep_state
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+
+ROWS_SHOWN = 100
+"""Rows of the table of trials that are laid out at first: with 1,000 each click on a heading would take a second."""
+
 
 def build_report(ledger: Ledger, folder: SweepFolder) -> tuple[Path, Path]:
     """Write report.html and report.md into the sweep's folder and return their paths; works at any time."""
     snapshot, state = Snapshot.read(ledger), sweep_state(ledger)
-    snapshot = replace(snapshot, overfitting=tuple(overfitting_by_method(ledger, snapshot.trials)))
+    overfitting = tuple(overfitting_by_method(ledger, snapshot.trials))
+    snapshot = replace(snapshot, overfitting=overfitting, confirming=confirmation_of(snapshot, state, folder))
     _write(folder.report_html, render_html(snapshot, state, folder.command("ui")))
     _write(folder.report_markdown, render_markdown(snapshot, state))
     return folder.report_html, folder.report_markdown
@@ -47,7 +64,10 @@ def render_html(snapshot: Snapshot, state: str, ui_command: str) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    figure, growth = front_figure(snapshot), hypervolume_figure(snapshot)
+    figure, decided, lines = front_figure(snapshot), importances(snapshot), figures_by_method(snapshot)
+    bars, growth = importance_figure(snapshot, decided), hypervolume_figure(snapshot) if figure else None
+    later = {"growth-figure": growth, "importance-figure": bars}
+    later |= {f"lines-{place}": found for place, found in enumerate(lines.values())}
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string(template).render(
@@ -57,15 +77,33 @@ def render_html(snapshot: Snapshot, state: str, ui_command: str) -> str:
         started=_date(snapshot.sweep.created_at),
         written=_date(time.time()),
         settled=snapshot.is_settled(),
+        single_seed=_linked(single_seed_note(snapshot) or ""),
+        confirmed=confirmation_rows(snapshot.confirming) if snapshot.confirming else [],
+        confirmation=[_linked(text) for text in confirmation_sentences(snapshot.confirming)]
+        if snapshot.confirming
+        else [],
         how_to_read=_how_to_read(snapshot),
         cards=_cards(snapshot),
+        advice=[(name, _linked(text)) for name, text in advice(snapshot)],
+        gain=gain_rows(snapshot),
         figure=figure and Markup(_script_json(figure)),
-        growth=growth and Markup(_script_json(growth)),
+        growth=growth is not None,
+        bars=bars is not None,
+        fewest=FEWEST,
+        most=MOST,
+        bars_missing=what_is_missing(snapshot, decided),
+        lines=[
+            {"method": label, "colour": snapshot.colours[label], "is_open": len(lines) < 4, "axes": axes_in(found)}
+            for label, found in lines.items()
+        ],
+        later=Markup(_script_json({name: found for name, found in later.items() if found is not None})),
         plotly_js=figure and Markup(_plotly_js()),
         front=[trial_row(snapshot, t) for t in snapshot.front],
         methods=method_rows(snapshot),
+        published=published_tables(snapshot),
         replicates=[replicate_row(snapshot, r) for r in snapshot.replicates],
         rows=[trial_row(snapshot, t) for t in snapshot.trials],
+        shown=ROWS_SHOWN,
         columns=titles(snapshot),
         has_cosines=snapshot.has_cosines,
         parts=parts_table(snapshot),
@@ -76,9 +114,18 @@ def render_html(snapshot: Snapshot, state: str, ui_command: str) -> str:
         costs=cost_rows(snapshot),
         links=_links(snapshot),
         ui_command=ui_command,
+        vertical=snapshot.vertical.replace("_acc", " accuracy").replace("_", " "),
         facts=_facts(snapshot),
         document=_shown(snapshot.sweep.document),
     )
+
+
+def _linked(text: str) -> Markup:
+    """Return a text escaped, each "trial 7" in it a link to that trial's row, what is in backquotes as code."""
+    from markupsafe import Markup, escape
+
+    linked = re.sub(r"\btrial (\d+)\b", r'<a href="#trial-\1">trial \1</a>', str(escape(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", linked))
 
 
 def _how_to_read(snapshot: Snapshot) -> str:
@@ -88,7 +135,8 @@ def _how_to_read(snapshot: Snapshot) -> str:
     attacks = " → ".join(c.name + (f" ({len(c.stages)} parts)" if len(c.stages) > 1 else "") for c in columns)
     return (
         "Large points are the front: no other trial is better in one accuracy without being worse in the other. Hollow "
-        "points are upper bounds: the trial is dominated already, or its next attacks are still to run."
+        "points are upper bounds: the trial is dominated already, or its next attacks are still to run. Thin lines are "
+        "each method's own front, dotted where bounds are on it; a button hides them, a click on a method hides that."
         + (f" Attacks: {attacks}{within}." if attacks else "")
     )
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sweeps.advice import advice
+from sweeps.confirmation_view import confirmation_sentences, markdown_rows, single_seed_note
+from sweeps.confirmed import Confirming
+from sweeps.published_tables import published_tables
 from sweeps.records import TrialRecord
 from sweeps.report_rows import (
     cell_texts,
@@ -26,9 +30,13 @@ def render_markdown(snapshot: Snapshot, state: str) -> str:
         f"{headline(snapshot.sweep, snapshot.trials)} ({state}). All figures are of the validation images, robust with "
         "its 95 % interval; those of the test images are named so. ≤ marks an upper bound: attacks are still to run, "
         "or were spared because the trial is behind the front.\n",
-        f"## Pareto front\n{settled}",
+        *(f"- **{name}**: {text}" for name, text in advice(snapshot)),
+        f"\n## Pareto front\n{settled}",
         _markdown_table(snapshot, snapshot.front),
+        *([f"\n{note}"] if (note := single_seed_note(snapshot)) else []),
+        *(["\n## Confirmation\n", _markdown_confirmation(snapshot.confirming)] if snapshot.confirming else []),
         *(["\n## Methods\n", _markdown_methods(snapshot)] if method_rows(snapshot) else []),
+        *_markdown_published(snapshot),
         *(["\n## Replicates\n", _markdown_replicates(snapshot)] if snapshot.replicates else []),
         "\n## All trials\n",
         _markdown_table(snapshot, snapshot.trials),
@@ -55,12 +63,36 @@ def _markdown_table(snapshot: Snapshot, trials: Iterable[TrialRecord]) -> str:
     return _markdown(rows)
 
 
+def _markdown_confirmation(confirming: Confirming) -> str:
+    rows = markdown_rows(confirming)
+    table = ["", _markdown(rows)] if len(rows) > 2 else []
+    return "\n".join([*(f"- {text}" for text in confirmation_sentences(confirming)), *table])
+
+
 def _markdown_methods(snapshot: Snapshot) -> str:
     names = {key: key for key in ("method", "trials", "finished", "failed")}
     names |= {"on_front": "on the front", "hypervolume": "hypervolume", "epochs": "epochs", "training": "training"}
     names |= {"parents": "parents", "attacking": "attacks", "passes": "passes"}
     rows = [[str(row[key]) for key in names] for row in method_rows(snapshot)]
     return _markdown([list(names.values()), ["---"] * len(names), *rows])
+
+
+def _markdown_published(snapshot: Snapshot) -> list[str]:
+    tables = published_tables(snapshot)
+    if tables is None:
+        return []
+    parts = ["\n## Beside the published figures\n", f"{tables['source']}. {tables['caption']}\n"]
+    kinds = {"rows": ("published", "ours", "difference"), "gains": ("published_gain", "gain")}
+    for name, keys in kinds.items():
+        if name == "gains" and tables["gains"]:
+            parts.append(f"\n### Gains over plain fine-tuning, in the paper and here\n\n{tables['gains_caption']}\n")
+        heads = [f"{title}, {key.replace('_', ' ')}" for title in tables["titles"] for key in keys]
+        rows = [["trial", "method", "searched", *heads], ["---"] * (3 + len(heads))]
+        for row in tables[name]:
+            cells = [str(cell[key]) for cell in row["cells"] for key in keys]
+            rows.append([str(row["number"]), row["method"], row["searched"], *cells])
+        parts += [_markdown(rows)] if tables[name] else []
+    return parts
 
 
 def _markdown_attacks(snapshot: Snapshot) -> str:

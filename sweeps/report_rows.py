@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sweeps.columns import Cell, bounded, usual_threat
@@ -204,6 +204,8 @@ def cost_rows(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("epochs trained", f"{sum(t.epochs for t in trials):,}"),
         ("training", duration(sum(t.train_seconds or 0.0 for t in trials))),
         *_parent_costs(snapshot),
+        ("attacks", duration(sum(snapshot.attack_seconds.values()))),
+        ("ran on", _ran_on(snapshot)),
     ]
     for column, title in zip(snapshot.columns, titles(snapshot), strict=True):
         places = {(part.split, part.position) for part in column.stages}
@@ -232,6 +234,30 @@ def cost_rows(snapshot: Snapshot) -> list[tuple[str, str]]:
             f"{mismatches:,} of {attacked:,} attacked images{share}: the attack's pass and the judge differ",
         ),
     ]
+
+
+def _ran_on(snapshot: Snapshot) -> str:
+    """Say whose seconds these are. Drivers on different machines may have had different shares."""
+    if not snapshot.resources:
+        return "not recorded"
+    kinds = dict.fromkeys((_share(r, "trial"), _share(r, "evaluation")) for r in snapshot.resources)
+    told = "; ".join(f"each training {training}, each attack {attack}" for training, attack in kinds)
+    if len(kinds) > 1:
+        return f"{told}, by driver"
+    (one,) = {tuple(sorted(r.items())) for r in snapshot.resources}
+    amounts, training = dict(one), sum(t.train_seconds or 0.0 for t in snapshot.trials)
+    training += sum(p.train_seconds or 0.0 for p in snapshot.parents)
+    attacking = sum(snapshot.attack_seconds.values())
+    spent = {
+        unit: training * amounts[f"trial_{key}"] + attacking * amounts[f"evaluation_{key}"]
+        for unit, key in (("CPU", "cpus"), ("GPU", "gpus"))
+    }
+    return f"{told}: " + ", ".join(f"{duration(s)} of one {unit}" for unit, s in spent.items() if s)
+
+
+def _share(resources: Mapping[str, float], kind: str) -> str:
+    gpus = resources[f"{kind}_gpus"]
+    return f"on {resources[f'{kind}_cpus']:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
 
 
 def _parent_costs(snapshot: Snapshot) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from search_spaces.space import Space
 from sweeps.grid import build_grid, discrete_values, open_parameters
 from sweeps.known import Parameter, fix_params, list_parameters
 from sweeps.parent_rules import parent_problems
+from sweeps.published import PUBLISHED, published_problems
 from sweeps.reading import Sections
 from sweeps.sections import AttackPlan, MethodEntry, ParentEntry, Stage, TrainedParent
 from trainables.config import ModelConfig, TrainingConfig
@@ -45,6 +46,7 @@ def cross_problems(parsed: Sections) -> list[Problem]:
         _data_is_there,
         _best_epoch_has_images,
         _known_is_searched,
+        _published_can_be_measured,
         _grid_is_complete,
     )
     return [problem for rule in rules for problem in rule(parsed)]
@@ -197,6 +199,22 @@ def _known_is_searched(parsed: Sections) -> Iterator[Problem]:
             yield Problem(("search", "known", position, *problem.path), problem.message, problem.hint)
 
 
+def _published_can_be_measured(parsed: Sections) -> Iterator[Problem]:
+    if "search" in parsed.broken:
+        return
+    search, plan = parsed.general.search, parsed.attacks
+    names = [] if plan is None else [*(stage.label for stage in plan.stages), *plan.columns]
+    columns = None if "attacks" in parsed.broken else names
+    yield from published_problems(search.known, search.published_in, columns)
+    if parsed.model is None or parsed.training is None or "methods" in parsed.broken:
+        return
+    parameters = list_parameters(parsed.model, parsed.training, parsed.methods)
+    for position, left in _left_open(parsed, parameters):
+        if PUBLISHED in search.known[position]:
+            message = f"figures are those of a whole configuration, and this one leaves {', '.join(left)} open."
+            yield Problem(("search", "known", position, PUBLISHED), message, "Give each a value.")
+
+
 def _grid_is_complete(parsed: Sections) -> Iterator[Problem]:
     """A grid draws nothing: its known configurations are complete, or its domains are lists."""
     search = parsed.general.search
@@ -217,12 +235,18 @@ def _grid_is_complete(parsed: Sections) -> Iterator[Problem]:
 
 
 def _open_known(parsed: Sections, parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
+    for position, left in _left_open(parsed, parameters):
+        message = f"a grid draws nothing, and this configuration leaves {', '.join(left)} open."
+        yield Problem(("search", "known", position), message, "Give each a value.")
+
+
+def _left_open(parsed: Sections, parameters: Mapping[str, Parameter]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the position of each known configuration that is legal and leaves something open, and what that is."""
     for position, entry in enumerate(parsed.general.search.known):
         fixed, problems = fix_params(entry, parameters, parsed.methods)
         left = [] if problems else open_parameters(fixed, parameters, parsed.methods)
         if left:
-            message = f"a grid draws nothing, and this configuration leaves {', '.join(left)} open."
-            yield Problem(("search", "known", position), message, "Give each a value.")
+            yield position, left
 
 
 def _endless_domains(parsed: Sections) -> Iterator[Problem]:

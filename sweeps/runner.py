@@ -18,10 +18,19 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
-from cluster.connect import connect, prepare_environment
-from cluster.resources import Shares
+from cluster.connect import connect, local_devices, prepare_environment, require_reachable
+from cluster.resources import Shares, shortage
+from cluster.shared_storage import SharedStorage
 from search_spaces.durable_files import make_folder, name_once, write_whole
-from search_spaces.errors import ConfigError, LeaseLost, ParentError, StorageError, SweepError, SweepExists
+from search_spaces.errors import (
+    ConfigError,
+    LeaseLost,
+    ParentError,
+    Problem,
+    StorageError,
+    SweepError,
+    SweepExists,
+)
 from search_spaces.faults import durable
 from search_spaces.imports import quick_imports
 from sweeps.attack_plan import planned_stages
@@ -31,6 +40,7 @@ from sweeps.folder import SweepFolder
 from sweeps.halt import Halt
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger, pointer
+from sweeps.live_state import PoolState
 from sweeps.progress import Progress
 from sweeps.provenance import describe_environment
 from sweeps.records import State, SweepRecord
@@ -105,6 +115,27 @@ def _filling(
                 ledger.add_prior(trials)
 
     return fill
+
+
+def enough(config: SweepConfig, cpus: float, gpus: float) -> Shares:
+    """Return who gets how much of a machine or cluster with so many CPUs and GPUs; ConfigError if one training has no
+    room there, for which Ray would wait for ever."""
+    shares = config.resources.shares(cpus, gpus)
+    if lacking := shortage(shares, cpus, gpus):
+        hint = "Ask for less (gpus: auto takes what is there), or join a cluster that has it with --address."
+        raise ConfigError([Problem(("resources", "gpus"), f"{lacking}.", hint)])
+    return shares
+
+
+def require_machine(config: SweepConfig, address: str | None) -> None:
+    """Refuse before anything is written what cannot run here: a cluster that is not there, GPUs that a machine lacks.
+
+    Raises: ClusterError; ConfigError. What a cluster has is known when it has been joined.
+    """
+    if address is not None:
+        require_reachable(address)
+    elif config.resources.gpus != "auto" or config.resources.evaluation.gpus != "auto":
+        enough(config, *local_devices())
 
 
 def split_sizes(splits: Splits) -> dict[str, int]:
@@ -231,10 +262,11 @@ class _Drive:
         from sweeps.forecast import trial_bytes
 
         self.folder, self.ledger, self.config, self.halt, self.console = folder, ledger, config, halt, console
-        self.progress = Progress(ledger, console)
+        self.progress = Progress(ledger, console, folder.requests, self._pool_state)
         self._scratch = folder.scratch / (ledger.owner or "")
         """Of this driver alone: one that lost its lease must not clear away what the next one uses."""
         self._disk = DiskWatch(folder, trial_bytes(config, ledger.sweep().num_classes))
+        self._shared = SharedStorage(folder.scratch)
         self._idle = False
         """Whether later attack stages run while trials train."""
         self.coordinator = Coordinator(config, ledger, folder, self.progress.say)
@@ -251,8 +283,10 @@ class _Drive:
         if kept.finished or kept.continuing or kept.to_evaluate or kept.failed or kept.parents:
             self.console.print(kept.sentence(), highlight=False)
         ours = not ray.is_initialized()
-        shares = self._connect(address)
+        with self.console.status("starting Ray" if address is None else f"joining Ray at {address}"):
+            shares = self._connect(address)
         self.console.print(shares.describe(), style="dim", highlight=False)
+        self.ledger.note_driver("resources", shares.public())
         mirror = self.start_mirror()
         try:
             with self.progress:
@@ -263,12 +297,16 @@ class _Drive:
             if self.coordinator.pool is not None and self.halt:
                 self.coordinator.pool.cancel()
             self.close_mirror(mirror)
+            self._shared.close()
             if ours:
                 ray.shutdown()
             # Tune's own files; nothing reads them again. After the end that goes for those of killed drivers too.
             shutil.rmtree(self._scratch if self.halt else self.folder.scratch, ignore_errors=True)
         if self.halt.error:
             raise self._failure(self.halt.error)
+
+    def _pool_state(self) -> PoolState | None:
+        return None if self.coordinator.pool is None else self.coordinator.pool.state()
 
     def _require_room(self) -> None:
         """Refuse to start where not even one training has room."""
@@ -296,9 +334,17 @@ class _Drive:
 
         Not the other way round: Ray's processes end with the thread that started them.
         """
+        import ray
+
         with ThreadPoolExecutor(1) as side, quick_imports():
             importing = side.submit(import_module, "sweeps.searcher")
-            shares = connect(address, self.config.resources.shares, self.folder.log)
+            try:
+                shares = connect(address, lambda *there: enough(self.config, *there), self.folder.log)
+                self._shared.require()
+            except SweepError:
+                importing.result()
+                ray.shutdown()
+                raise
             importing.result()
         return shares
 
@@ -366,6 +412,7 @@ class _Drive:
         tuner(searcher, hooks, self.halt, resources, self._scratch, name).fit()
 
     def _between(self) -> None:
+        self._shared.look()
         self._disk.look(self.coordinator.training_numbers)
         self.coordinator.take_requests()
         if self.coordinator.pause_asked and not self.halt:
@@ -396,7 +443,7 @@ class _Drive:
             return
         closing = "KILLED" if self.halt else None
         if not mirror.stop(closing, timeout_s=4.0 if self.halt else 60.0) and not self.halt.lost:
-            self.console.print("MLflow is behind: `run_sweep.py sync` completes it later.", style="yellow")
+            self.console.print(f"MLflow is behind: `{self.folder.command('sync')}` completes it later.", style="yellow")
 
 
 def _print_line(console: Console, text: str) -> None:

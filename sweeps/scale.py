@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from search_spaces.errors import SweepError
+from sweeps.published import SOURCE, without_figures
 from sweeps.sections import AttackSection
 from trainables.attack import Threat
 from trainables.config import label_of
@@ -152,7 +153,7 @@ def _search(section: Any, methods: Any) -> Any:
         return search
     labels = [_label(value) for value in methods] if isinstance(methods, list) else ["plain"]
     given = (search or {}).get("known") or []
-    made = {k: v for k, v in (search or {}).items() if k != "replicates"}
+    made = {k: v for k, v in (search or {}).items() if k not in ("replicates", SOURCE)}
     is_grid = made.get("sampler") == "grid"
     if not isinstance(given, list | tuple) or not all(isinstance(entry, Mapping) for entry in given):
         return search
@@ -171,9 +172,10 @@ def _label(value: Any) -> str:
 
 
 def _without_pinned(entry: Mapping[str, Any]) -> Section:
-    """Leave out of a known configuration what is set here."""
+    """Leave out of a known configuration what is set here, and a paper's figures, which are of the whole model."""
     ours = {f"model.{name}" for name in (*MODEL, *FRESH)} | {f"training.{name}" for name in (*TRAINING, *DROPPED)}
-    return {k: v for k, v in entry.items() if k not in ours and not k.endswith((*_DEAR, "warmup_epochs"))}
+    kept = without_figures(entry)
+    return {k: v for k, v in kept.items() if k not in ours and not k.endswith((*_DEAR, "warmup_epochs"))}
 
 
 def _shrunk(kind: Kind, name: str, settings: Any) -> Any:

@@ -48,6 +48,8 @@ Objective = Literal["clean_acc", "robust_acc", "feature_cosine"]
 
 
 DEFAULT_TRIALS = 50
+TRACKING_SCHEMES = ("http://", "https://", "sqlite:", "postgresql", "mysql", "mssql", "databricks", "file:")
+"""What MLflow knows how to reach; it takes anything else for a folder of that name."""
 """Trials of a sweep that names no number and has no grid."""
 
 
@@ -69,7 +71,11 @@ class SearchSection(Config):
     startup_trials: Annotated[int, Field(ge=0)] = 10
     """Random draws before TPE starts to learn from results."""
     known: tuple[dict[str, Any], ...] = ()
-    """Configurations to try first; parameters that one leaves out are drawn. In a grid none may be left out."""
+    """Configurations to try first; parameters that one leaves out are drawn. In a grid none may be left out. One that
+    leaves nothing out may carry a paper's figures, ``published: {clean_acc: 0.9856, PGD2: 0.4545}``: accuracies from 0
+    to 1, by the names of the plan's attacks. The report sets ours beside them; they change no result."""
+    published_in: str | None = None
+    """Where these figures stand: ``Yudin et al. 2025, arXiv:2507.07814, table 4``, and how its protocol differs."""
     allocation: Allocation = "shared"
     """Who decides how much each method gets: the sampler, which prefers what does well; or each gets the same number of
     trials, or the same seconds of training, and is searched on its own, the random draws divided among the methods."""
@@ -141,8 +147,23 @@ class TrackingSection(Config):
 
     enabled: bool = True
     uri: str | None = None
-    """MLflow tracking URI; None is the database mlflow.db in the storage folder."""
+    """MLflow tracking URI; None is the database mlflow.db in the storage folder. The name and password for a server
+    stand in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, never here."""
     experiment: Annotated[str, Field(min_length=1)] = "paretune"
+
+    @field_validator("uri")
+    @classmethod
+    def _a_server_without_its_password(cls, uri: str | None) -> str | None:
+        if uri is not None and re.search(r"://[^/@]*:[^/@]*@", uri):
+            raise ValueError(
+                "a password belongs into MLFLOW_TRACKING_PASSWORD (the name into MLFLOW_TRACKING_USERNAME), not here; "
+                "found one"
+            )
+        if uri is not None and not uri.startswith(TRACKING_SCHEMES):
+            found = uri.rpartition("@")[2]
+            allowed = f"{', '.join(TRACKING_SCHEMES[:-1])} or {TRACKING_SCHEMES[-1]}"
+            raise ValueError(f"it should begin with {allowed}; found {found!r}")
+        return uri
 
 
 class FailurePolicy(Config):
@@ -207,6 +228,28 @@ class FailuresSection(Config):
     """A stage of the attack failed."""
 
 
+class ConfirmsSection(Config):
+    """Which front a sweep trains again with new seeds; `confirm NAME` writes it, nobody else needs to."""
+
+    sweep: str
+    """Name of the sweep whose front it was."""
+    id: str
+    """Of that sweep: names are given again, ids are not."""
+    trials: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Its trials, in the order of search.known."""
+    clean_acc: tuple[float, ...] = ()
+    """Validation figure that each of them was chosen by; one seed."""
+    robust_acc: tuple[float, ...] = ()
+    """The same of robust accuracy."""
+
+    @model_validator(mode="after")
+    def _a_figure_for_each(self) -> ConfirmsSection:
+        for name in ("clean_acc", "robust_acc"):
+            if len(getattr(self, name)) not in (0, len(self.trials)):
+                raise ValueError(f"{name} has one value for each of the trials {list(self.trials)}")
+        return self
+
+
 class LedgerSection(Config):
     """Where the sweep's ledger is."""
 
@@ -241,6 +284,7 @@ class GeneralSections(Config):
     failures: FailuresSection = FailuresSection()
     plugins: tuple[str, ...] = ()
     """Python files with further methods, attacks or data sets."""
+    confirms: ConfirmsSection | None = None
     notify: str | None = None
     """Command for the shell when the sweep is finished or its driver has failed."""
 
@@ -287,7 +331,7 @@ class Stage(Config):
 
 
 class TestSection(Config):
-    """The attack on the test split, for members of the front only."""
+    """The attack on the test split, for members of the front unless it says otherwise."""
 
     __test__ = False  # no test for pytest to collect
 
@@ -297,6 +341,8 @@ class TestSection(Config):
     """Attacks, in order; None takes those of the validation split."""
     trials: Annotated[int, Field(ge=1)] = 10
     """At most so many members of the front."""
+    evaluate: Literal["front", "all"] = "front"
+    """Whom the test images judge: members of the front, or every finished trial, whatever `trials` says."""
 
 
 class AttackSection(Threat):
@@ -328,7 +374,7 @@ class AttackSection(Threat):
 
 
 ADJUSTABLE = ("batch_size", "evaluate", "later_stages", "keep_images")
-"""Fields of the section attacks that decide no figure; `test.trials` is another one."""
+"""Fields of the section attacks that decide no figure; `test.trials` and `test.evaluate` are others."""
 
 
 class TestPlan(TestSection):
@@ -349,6 +395,13 @@ class AttackPlan(AttackSection):
         """The ball that every stage of the cascade searches."""
         return Threat(norm=self.norm, epsilon=self.epsilon)
 
+    @property
+    def tested(self) -> int | None:
+        """At most so many members of the front are judged on test images; None is every finished trial."""
+        if self.test is None:
+            return 0
+        return None if self.test.evaluate == "all" else self.test.trials
+
     def as_written(self) -> dict[str, Any]:
         """Return what decides figures as YAML would write it, defaults filled in."""
         test = self.test and {"images": self.test.images, "stages": _as_written(self.test.stages)}
@@ -365,7 +418,7 @@ class AttackPlan(AttackSection):
 
     def adjustable(self) -> dict[str, Any]:
         """Return what decides no figure, only which trials have one, when, and what it takes."""
-        test = self.test and {"trials": self.test.trials}
+        test = self.test and {"trials": self.test.trials, "evaluate": self.test.evaluate}
         return {**{name: getattr(self, name) for name in ADJUSTABLE}, "test": test}
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeps.by_method import MethodSummary, summarise
 from sweeps.columns import Cell, Column, bounded, cell_of, columns_of, last_of_cascade
@@ -21,6 +21,9 @@ from sweeps.records import Split, StageRecord, State, SweepRecord, TrialRecord
 from sweeps.replicates import Replicates, Spread, find_replicates
 from sweeps.summary import front_of, objective_values, robust_interval
 from sweeps.trust import Flag, flags_of
+
+if TYPE_CHECKING:
+    from sweeps.confirmed import Confirming
 
 ABSENT = "–"
 """Stands where nothing was measured."""
@@ -63,6 +66,10 @@ class Snapshot:
     """Models that trials start from and that the sweep trains; they are among no trials."""
     overfitting: tuple[MethodOverfitting, ...] = ()
     """Robust overfitting of each method that was monitored; read for the report alone, because it needs the curves."""
+    confirming: Confirming | None = None
+    """What became of the front with new seeds; read for the report alone: it stands in another ledger."""
+    resources: tuple[Mapping[str, float], ...] = ()
+    """What one training and one attack got, by driver: `Shares.public`."""
 
     @classmethod
     def read(cls, ledger: Ledger) -> Snapshot:
@@ -73,7 +80,8 @@ class Snapshot:
             stages[stage.number].append(stage)
         front = tuple(front_of(trials, sweep.objectives))
         by_trial = {number: tuple(found) for number, found in stages.items()}
-        return cls(sweep, trials, by_trial, front, ledger.prior_counts(), tuple(ledger.parents()))
+        resources = tuple(event.detail for event in ledger.driver_events("resources"))
+        return cls(sweep, trials, by_trial, front, ledger.prior_counts(), tuple(ledger.parents()), resources=resources)
 
     def stages_of(self, trial: TrialRecord, split: Split | None = None) -> tuple[StageRecord, ...]:
         """Return a trial's attack stages (on one split)."""

@@ -10,6 +10,7 @@ from typing import Any
 from search_spaces.errors import ConfigError, Problem
 from sweeps.config import SweepConfig, parse_sweep
 from sweeps.ledger import Ledger
+from sweeps.published import PUBLISHED
 from sweeps.records import IMPORTED, OPEN, PriorTrial, State
 from sweeps.requests import Request, counted
 from sweeps.yaml_source import read_value
@@ -115,6 +116,10 @@ def read_known(file: Path, config: SweepConfig) -> tuple[Mapping[str, Any], ...]
     if not isinstance(value, list) or not value or not all(isinstance(entry, Mapping) for entry in value):
         message = "expected a list of configurations, such as - {method: jasmin, jasmin.k: 4}."
         raise ConfigError([Problem((), message, source=str(file))])
+    figures = [place for place, entry in enumerate(value) if PUBLISHED in entry]
+    if figures:
+        message = "the figures of a paper stand in the sweep's own file; here nothing would show them."
+        raise ConfigError([source.locate(Problem((place, PUBLISHED), message, "Leave them out.")) for place in figures])
     first = len(config.search.known)
     search = {**config.search.plain(), "known": [*config.search.known, *value]}
     try:  # as if they had been in the file from the beginning

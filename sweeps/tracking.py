@@ -31,6 +31,7 @@ from sweeps.mirrored import (
     sweep_note,
     tags_of,
 )
+from sweeps.mirrored_inputs import data_inputs, model_tags
 from sweeps.records import TrialRecord
 from sweeps.snapshot import Snapshot, without_passwords
 from sweeps.summary import public_stage, public_trial
@@ -68,6 +69,8 @@ class _Run:
     artifacts: dict[str, str] = field(default_factory=dict)
     """Digest of the text by file."""
     note: str = ""
+    data: frozenset[str] = frozenset()
+    """Names of the data sets."""
 
 
 class Mirror:
@@ -137,6 +140,7 @@ class Mirror:
             number = run.data.tags.get("trial.number")
             pareto, parent_s = run.data.tags.get("trial.pareto", ""), run.data.metrics.get("cost/parent_s")
             known = _Run(run.info.run_id, run.info.status, run.data.params, pareto, parent_s)
+            known.data = frozenset(found.dataset.name for found in run.inputs.dataset_inputs)
             if number is not None:
                 self._runs.setdefault(int(number), known)
             elif run.data.tags.get("sweep.role") == "sweep":
@@ -209,12 +213,14 @@ class Mirror:
         metrics = finals(snapshot, trial, events) + overfitting_finals(history, events)
         metrics += [row for rows in fresh for row in rows]
         params = params_of(trial)
+        tags = tags_of(snapshot, trial) | model_tags(trial, self._folder)
+        self._log_data(snapshot, trial, run)
         with durable("mlflow.log_batch") as write:
             self._writer.log_batch(
                 run.id,
                 metrics=[entities.Metric(*row) for row in metrics],
                 params=[entities.Param(k, v) for k, v in params.items() if k not in run.params],
-                tags=[entities.RunTag(k, v) for k, v in tags_of(snapshot, trial).items()],
+                tags=[entities.RunTag(k, v) for k, v in tags.items()],
             )
             write.torn()
             run.epochs, run.params, run.parent_s = epochs, params, _parent_seconds(snapshot, trial)
@@ -224,6 +230,24 @@ class Mirror:
         self._attach(run, "attacks.json", plain_json([public_stage(s) for s in stages]))
         if trial.error is not None:
             self._attach(run, "error.txt", trial.error)
+
+    def _log_data(self, snapshot: Snapshot, trial: TrialRecord, run: _Run) -> None:
+        """Record a trial's data set with a run, which keeps it for good."""
+        from mlflow import entities
+
+        missing = [data for data in data_inputs(snapshot.sweep, trial.config) if data.name not in run.data]
+        if not missing:
+            return
+        inputs = [
+            entities.DatasetInput(
+                entities.Dataset(*data[:-1]), [entities.InputTag("mlflow.data.context", data.context)]
+            )
+            for data in missing
+        ]
+        with durable("mlflow.log_inputs") as write:
+            self._writer.log_inputs(run.id, datasets=inputs)
+            write.torn()
+            run.data |= {data.name for data in missing}
 
     def _attach(self, run: _Run, file: str, text: str) -> None:
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -262,6 +286,8 @@ class Mirror:
                 self._writer.set_experiment_tag(self._experiment_id, tag, view)
                 write.torn()
             self._view = view
+        if snapshot.trials:
+            self._log_data(snapshot, snapshot.trials[0], run)
         pages = links(sweep, "", [self._runs[t.number].id for t in snapshot.front])
         note = sweep_note(snapshot, {name: page for name, page in pages.items() if name != "sweep"})
         if note != run.note:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,27 +22,26 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from search_spaces.errors import SweepError
-from sweeps.mirrored import param_names
+from sweeps.mirrored import LOADED_RUNS, is_cut, param_names
 from sweeps.records import SweepRecord
 from sweeps.snapshot import Snapshot
 
 LONGEST_VIEW = 20_000
 """Characters of an experiment's tag."""
 
-LOADED_RUNS = 100
-"""Runs that MLflow's pages load and draw; of larger sweeps the view shows the front only, lest it miss any of it."""
-
 
 def links(sweep: SweepRecord, tracking_base_url: str, front_runs: Sequence[str] = ()) -> dict[str, str]:
     """Return name → address of the sweep's pages; empty before MLflow has seen the sweep.
 
     Args:
-        tracking_base_url: of the MLflow server, ``http://127.0.0.1:5000``; empty gives links that work inside it.
-        front_runs: run ids of the front, to be compared.
+        tracking_base_url: of the MLflow server, ``http://127.0.0.1:5000``; empty gives links that work inside it. A
+            name and password in it are left out: a browser asks for its own.
+        front_runs: run ids of the front, to be compared; of more than MLflow compares at once, the first.
     """
     if sweep.mlflow_experiment_id is None or sweep.mlflow_run_id is None:
         return {}
-    base = f"{tracking_base_url.rstrip('/')}/#" if tracking_base_url else "#"
+    server = re.sub(r"://[^/@]*@", "://", tracking_base_url).rstrip("/")
+    base = f"{server}/#" if server else "#"
     experiment = f"{base}/experiments/{sweep.mlflow_experiment_id}"
     classic = {"workflowType": "machine_learning"}  # without it MLflow shows the pages for language models
     view = {"viewStateShareKey": view_key(sweep), **classic}
@@ -58,8 +58,9 @@ def links(sweep: SweepRecord, tracking_base_url: str, front_runs: Sequence[str] 
         "sweep": f"{experiment}/runs/{sweep.mlflow_run_id}?{_query(classic)}",
     }
     if len(front_runs) > 1:
-        runs, experiments = quote(json.dumps(list(front_runs))), quote(json.dumps([sweep.mlflow_experiment_id]))
-        pages["compare the front"] = f"{base}/compare-runs?runs={runs}&experiments={experiments}"
+        chosen = {"runs": list(front_runs)[:LOADED_RUNS], "experiments": [sweep.mlflow_experiment_id]}
+        asked = {name: json.dumps(ids) for name, ids in chosen.items()}
+        pages["compare the front"] = f"{base}/compare-runs?{_query({**asked, **classic})}"
     return pages
 
 
@@ -93,7 +94,7 @@ def _envelope(snapshot: Snapshot, charts: list[dict[str, Any]]) -> str:
     front_only = " AND tags.`trial.pareto` = 'true'"
     metrics = ("clean_acc", "robust_acc", "test_clean_acc", "test_robust_acc")
     state = {
-        "searchFilter": trials_filter(snapshot.sweep) + (front_only if len(snapshot.trials) > LOADED_RUNS else ""),
+        "searchFilter": trials_filter(snapshot.sweep) + (front_only if is_cut(snapshot) else ""),
         "orderByKey": "metrics.`clean_acc`",
         "orderByAsc": False,
         "startTime": "ALL",
@@ -109,12 +110,20 @@ def _envelope(snapshot: Snapshot, charts: list[dict[str, Any]]) -> str:
         ],
         "runsHiddenMode": "SHOW_ALL",
         "isAccordionReordered": True,
-        "compareRunSections": [_section("front", "Front", 520), _section("parameters", "Parameters", 420)],
+        "compareRunSections": [
+            _section("front", _front_title(snapshot), 520),
+            _section("parameters", "Parameters by method", 420),
+        ],
         "compareRunCharts": charts,
     }
     at = int(snapshot.sweep.created_at * 1000)
     envelope = {"name": f"Pareto front of {snapshot.sweep.name}", "createdAt": at, "updatedAt": at}
     return json.dumps({**envelope, "state": json.dumps(state)})
+
+
+def _front_title(snapshot: Snapshot) -> str:
+    """About thirty characters; MLflow cuts what is longer."""
+    return f"Only the front of {len(snapshot.trials)} trials" if is_cut(snapshot) else "Front and all other trials"
 
 
 def _section(uuid: str, name: str, height: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -55,6 +56,8 @@ class Learner:
         self._mixup = recipe.make_mixup(self.config, splits.num_classes)
         self._average = ModelEmaV3(self.model, decay=self.config.ema_decay) if self.config.ema_decay else None
         self._steps_per_epoch = recipe.steps_per_epoch(len(splits.train.labels), self.config)
+        self.first_step_at: float | None = None
+        """When the first optimizer step of this process was over, in seconds since the epoch."""
         if self.config.compile:  # after the average has copied the model: it stays as it is
             compile_blocks(self.model)
 
@@ -86,6 +89,10 @@ class Learner:
             images, labels = images.to(self.device), labels.to(self.device)
             batch = recipe.make_batch(images, labels, self.config, self._mixup, self.splits.num_classes)
             terms.add(self._learn(batch), len(images))
+            if self.first_step_at is None:
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                self.first_step_at = time.time()
             if self._average is not None:
                 self._average.update(self.model, step=step + 1)
         return terms.means() | {"train/learning_rate": rate} | figures

@@ -10,6 +10,8 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -60,7 +62,7 @@ def class_name(key: str) -> str:
 
 
 def load_plugins(paths: Iterable[str | Path]) -> None:
-    """Import plugin files; SweepError if one is missing or lacks its class."""
+    """Import plugin files; SweepError if one is missing, raises an exception, or lacks its class."""
     for path in map(Path, paths):
         key = path.stem
         if key in _plugins:
@@ -69,10 +71,23 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
         if spec is None or spec.loader is None or not path.is_file():
             raise SweepError(f"plugin {path}: no such Python file.")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        sys.modules[spec.name] = module  # where pydantic looks up the annotations of the plugin's configuration
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[spec.name]
+            raise SweepError(f"plugin {path}{_line_in(path, error)}: {type(error).__name__}: {error}.") from error
         if not hasattr(module, class_name(key)):
             raise SweepError(f"plugin {path}: it must define a class {class_name(key)}.")
         _plugins[key] = module
+
+
+def _line_in(path: Path, error: Exception) -> str:
+    """Return ":12", the line of a plugin at which its import ended; empty if it is not known."""
+    if isinstance(error, SyntaxError):
+        return f":{error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f":{lines[-1]}" if lines else ""
 
 
 def _fits(module: ModuleType, key: str, kind: Kind) -> bool:

@@ -69,6 +69,8 @@ class Training:
         self.notes: list[str] = []
         """What the user should know: damaged checkpoints that were skipped, weights that were left out, what methods
         noted. It grows with every epoch."""
+        self.first_step_at: float | None = None
+        """When the first optimizer step of this process was over, in seconds since the epoch; None without one."""
         self._check_current = still_current or (lambda: None)
         self._identity = Identity(config.digest(), seed)
         self._best_accuracy, self._best_epoch = -1.0, 0
@@ -109,6 +111,7 @@ class Training:
         with self._own_world():
             metrics = self._learner.train_epoch(self.epochs_done) | self._validate() | self._learner.measure()
             metrics |= self._look()
+        self.first_step_at = self._learner.first_step_at
         self.notes += self._learner.take_notes()
         metrics |= {"cost/epoch_s": time.monotonic() - started, "cost/images": float(len(self._splits.train.labels))}
         self.history.append(metrics)

@@ -60,6 +60,8 @@ class Report:
     seconds: float = 0.0
     feature_cosine: float | None = None
     """After the epoch whose weights were kept, attacked through all that the model has; None if it was not measured."""
+    first_step_at: float | None = None
+    """When the attempt's first optimizer step was over, in seconds since the epoch."""
     kind: str = ""
     """Of a failure: as `failure_kind` names it."""
     error: str = ""
@@ -134,13 +136,14 @@ class TrialTrainable(tune.Trainable):
             self._say(f"epoch {training.epochs_done}: {values}")
         history = tuple(training.history)
         if not training.is_done:
-            return Report(self._job.number, "training", history)
+            return Report(self._job.number, "training", history, first_step_at=training.first_step_at)
         outcome = training.finish()
         self._say(f"trained: clean_acc {outcome.clean_acc:.4f}, weights {outcome.weights_digest}")
         spent = sum(epoch.get("cost/epoch_s", 0.0) for epoch in history) or time.perf_counter() - started
         cosine = history[outcome.epoch - 1].get(FEATURE_COSINE)
         digest = outcome.weights_digest
-        return Report(self._job.number, "trained", history, outcome.clean_acc, digest, spent, cosine)
+        first = training.first_step_at
+        return Report(self._job.number, "trained", history, outcome.clean_acc, digest, spent, cosine, first)
 
     def _build(self) -> Any:
         with quick_imports():

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.resources import Shares, plan_shares
+from cluster.resources import Shares, plan_shares, shortage
 
 AUTO = {
     "concurrent": None,
@@ -91,3 +91,21 @@ def test_grown_shares_fit_where_the_usual_ones_did(gpus: int, share: float, time
     assert grown.concurrent * grown.trial_gpus <= room + 1e-9
     assert grown.concurrent * grown.trial_cpus <= usual.concurrent * usual.trial_cpus
     assert grown.trial_gpus <= 1
+
+
+@given(gpus=st.integers(0, 3), share=st.sampled_from([0.0, 0.5, 1.0, 2.0]), attack=st.sampled_from([0.0, 0.25, 1.0]))
+def test_one_training_beside_the_attacks_fits_or_it_is_said_what_is_lacking(
+    gpus: int, share: float, attack: float
+) -> None:
+    shares = plan_shares(8, gpus, **{**AUTO, "trial_gpus": share, "evaluation_gpus": attack})
+    whole = [1.0] * gpus
+    if attack and whole:
+        whole[0] -= attack
+    fits = sum(whole) >= share if share > 1 else any(left >= share for left in whole) or not share
+    fits = fits and (not attack or bool(gpus))
+    assert (shortage(shares, 8, gpus) == "") is fits
+
+
+def test_what_is_lacking_is_said_in_numbers() -> None:
+    found = shortage(plan_shares(8, 1, **{**AUTO, "trial_gpus": 1.0}), 8, 1)
+    assert found == "a training needs 1 GPU and the attacks 0.25 beside; found 1 GPU and 8 CPUs"

@@ -1,4 +1,7 @@
-"""What every registered data set must keep; a new file in trainables/datasets is tested here without being named."""
+"""What every registered data set must keep; a new file in trainables/datasets is tested here without being named.
+
+So is one in examples.
+"""
 
 from __future__ import annotations
 

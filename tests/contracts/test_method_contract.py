@@ -1,6 +1,6 @@
 """What every registered method, and every legal stack of them, must keep.
 
-A new file in trainables/methods is tested here without being named.
+A new file in trainables/methods is tested here without being named, and so is one in examples, though in no stack.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainables.checkpoint import read_final, weights_digest
 from trainables.config import TrialConfig, method_config_type
 from trainables.learner import Learner
 from trainables.method import Batch, build_stack, check_stack
-from trainables.registry import find, names
+from trainables.registry import built_in_names, find, names
 from trainables.training import Training, load_final
 from trainables.trial import find_splits
 from trainables.vit import build_model, model_facts
@@ -36,10 +36,11 @@ BRIEF = {
 
 def legal_stacks():
     """Every method alone, every pair that may be stacked, and the largest stack; plain has nothing to stack."""
-    kinds = {key: find("methods", key) for key in METHODS if key != "plain"}
+    kinds = {key: find("methods", key) for key in built_in_names("methods") if key != "plain"}
     sets = [chosen for size in range(1, len(kinds) + 1) for chosen in combinations(kinds, size)]
     legal = [chosen for chosen in sets if not check_stack({key: kinds[key] for key in chosen})]
-    return [("plain",), *(chosen for chosen in legal if len(chosen) <= 2), max(legal, key=len)]
+    examples = [(key,) for key in METHODS if key not in {*kinds, "plain"}]
+    return [("plain",), *examples, *(chosen for chosen in legal if len(chosen) <= 2), max(legal, key=len)]
 
 
 FREEZING = {key for key in METHODS if find("methods", key).freezes}

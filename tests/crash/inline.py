@@ -247,7 +247,7 @@ def stay_in_one_process(storage: Path) -> None:
     sweeps.retention.FRESH_S = 0.0
     sweeps.runner.POLL_S = sweeps.evaluate.POLL_S = 0.0
     sweeps.evaluation.EvaluationPool = sweeps.evaluate.EvaluationPool = Pool  # type: ignore[misc]
-    sweeps.evaluate.connect = lambda *_: None  # type: ignore[assignment]
+    sweeps.evaluate.connect = lambda *_: Shares(1, 1.0, 0.0, 1, 1.0, 0.0)  # type: ignore[assignment]
     sweeps.tracking.MirrorThread = InlineMirror  # type: ignore[misc]
     for name in ("_log_metrics", "_set_tags"):
         setattr(SqlAlchemyStore, name, preceded(getattr(SqlAlchemyStore, name), f"store.{name}"))

@@ -38,10 +38,16 @@ WRITERS = frozenset(
 """Calls of these names write, whatever they are called on: files, formats, databases, MLflow's client."""
 
 EXEMPT = {
+    ("cluster/render.py", "_as_yaml"): "writes into a text, not into a file",
+    ("run_sweep.py", "cluster_render"): "what the user asked for, from settings that stay",
     ("run_sweep.py", "export"): "what the user asked for, from a ledger that stays",
     ("search_spaces/faults.py", "_reach"): "the fault itself",
     ("sweeps/evaluate.py", "_Work.run"): "signs of life of shards that have ended",
     ("sweeps/pulse.py", "beat"): "a sign of life, which only a driver that lives listens to",
+    ("cluster/shared_storage.py", "SharedStorage._ask_new"): "a trial whether all nodes see it, and gone again",
+    ("cluster/shared_storage.py", "SharedStorage.close"): "takes that trial away",
+    ("cluster/shared_storage.py", "answer_probe"): "the answer to that",
+    ("sweeps/live_block.py", "_fitted"): "cuts a line of text, not a file",
     ("sweeps/disk.py", "require_writable"): "a trial whether anything can be written, and gone again",
     ("sweeps/export.py", "export_optuna"): "what the user asked for, from a ledger that stays; renamed when whole",
     (
@@ -49,6 +55,8 @@ EXEMPT = {
         "export_model",
     ): "what the user asked for, from a trial that stays; renamed at the end",
     ("sweeps/methods_reference.py", "*"): "writes the project's documentation",
+    ("sweeps/overlay.py", "*"): "rebuilt from the ledgers at any time; renamed when whole",
+    ("sweeps/print_figures.py", "*"): "rebuilt from the ledger at any time; renamed when whole",
     ("sweeps/report.py", "*"): "rebuilt from the ledger at any time; renamed when whole",
     ("sweeps/runner.py", "_Drive.run"): "Ray Tune's own files; nothing reads them again",
     ("sweeps/runner.py", "dump_yaml"): "writes into a text, not into a file",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cluster.resources import Shares
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from tests.sweeps import ledgers
@@ -120,4 +121,4 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.sweeps.inline_pool import InlinePool
 
     monkeypatch.setattr("sweeps.evaluate.EvaluationPool", InlinePool)
-    monkeypatch.setattr("sweeps.evaluate.connect", lambda *_: None)
+    monkeypatch.setattr("sweeps.evaluate.connect", lambda *_: Shares(1, 1.0, 0.0, 1, 1.0, 0.0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sweeps.live_state import PoolState
+
 if TYPE_CHECKING:
     from sweeps.stage_job import StageJob, StageOutcome
 
@@ -26,6 +28,9 @@ class InlinePool:
     @property
     def busy(self) -> bool:
         return bool(self.running)
+
+    def state(self) -> PoolState:
+        return PoolState(self.capacity)
 
     def submit(self, job: StageJob) -> None:
         self.running.append(job)

@@ -16,6 +16,7 @@ from sweeps.coordinator import Coordinator
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
+from sweeps.live_state import PoolState
 from sweeps.records import State, SweepRecord
 from sweeps.stage_job import StageJob, StageOutcome
 from sweeps.summary import front_of, status
@@ -59,6 +60,9 @@ class FakePool:
     @property
     def busy(self) -> bool:
         return bool(self.running)
+
+    def state(self) -> PoolState:
+        return PoolState(self.capacity)
 
     def submit(self, job: StageJob) -> None:
         self.running.append(job)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,8 @@ from sweeps.folder import SweepFolder
 from sweeps.halt import Halt
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
-from sweeps.progress import render_block
+from sweeps.live_block import render_block
+from sweeps.live_reader import LiveReader
 from sweeps.records import State
 from sweeps.report import build_report
 from sweeps.retention import find_unneeded
@@ -380,9 +383,8 @@ def _mlflow(folder: SweepFolder) -> list[dict[str, Any]]:
 def test_the_live_view_names_a_parent_in_training(tmp_path: Path) -> None:
     with driving(create(tmp_path, **ONE)) as driven:
         driven.start()
-        block: Any = render_block([], 2, ["clean_acc"], None, driven.ledger.parents())
-        text = "".join(str(part) for part in block.renderables[1:])
-        assert "parent robust training, 0 epochs done" in text
+        text = render_block(LiveReader(driven.ledger, driven.folder.requests).read(time.time())).plain
+        assert re.search(r"training +parent robust .* epoch 0/", text)
         assert "-1" not in text
 
 

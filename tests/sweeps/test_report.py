@@ -20,6 +20,7 @@ from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.report import build_report, render_html
 from sweeps.report_markdown import render_markdown
+from sweeps.report_rows import cost_rows
 from sweeps.snapshot import PALETTE, Snapshot, shorten, without_passwords
 from sweeps.summary import wilson
 from tests.sweeps import ledgers
@@ -210,8 +211,8 @@ def test_passes_spent_and_saved_are_told_for_each_trial_and_in_sum(unfinished: L
     assert '<td class="n" data-value="8000">8,000<td class="n" data-value="270000">≤ 270,000' in row
     cost = page.partition('<h2 id="cost">')[2]
     for name, value in (("early exit", "49,000"), ("pruning", "at most 270,000, some of it still to run")):
-        assert f"<tr><td>saved by {name}<td>{value}</tr>" in cost
-    assert f"<td>at least {28000 / (28000 + 49000 + 270000):.1%} of what" in cost
+        assert f'<tr><td>saved by {name}<td class="wrap">{value}</tr>' in cost
+    assert f'<td class="wrap">at least {28000 / (28000 + 49000 + 270000):.1%} of what' in cost
 
 
 def test_a_front_that_may_still_change_says_so(open_ledger: Callable[..., Ledger]) -> None:
@@ -229,7 +230,15 @@ def test_a_front_that_may_still_change_says_so(open_ledger: Callable[..., Ledger
 def test_points_are_hollow_for_bounds_and_large_on_the_front(unfinished: Ledger) -> None:
     figure = front_figure(Snapshot.read(unfinished))
     assert figure is not None
-    border, *traces = figure["data"]
+    own, (border, *traces) = figure["data"][:3], figure["data"][3:]
+    assert [(line["name"], line["x"]) for line in own] == [
+        ("front of plain", [0.95]),
+        ("front of jasmin", [0.78, 0.90]),
+        ("front of adversarial", [0.80]),
+    ]
+    assert [line["line"]["dash"] for line in own] == ["solid", "dot", "solid"]  # trial 3 is a bound
+    (button,) = figure["layout"]["updatemenus"][0]["buttons"]
+    assert button["args"] == [{"visible": False}, [0, 1, 2]]
     assert (border["x"], border["line"]["shape"]) == ([0.80, 0.90, 0.95], "vh")
     by_trial = {trace["customdata"][0]: trace for trace in traces}
     assert by_trial[3]["marker"]["symbol"] == "circle-open"
@@ -314,3 +323,67 @@ def test_a_browser_draws_the_front_and_sorts_the_table(unfinished: Ledger, folde
     assert dom.count('class="point plotly-customdata"') == 4
     rows = re.findall(r'<tr id="trial-(\d)"', dom)
     assert rows[:5] == ["0", "1", "7", "2", "3"]  # by falling clean accuracy, what is not measured last
+
+
+def test_what_is_told_of_a_point_names_every_attack_with_its_interval(unfinished: Ledger) -> None:
+    figure = front_figure(planned_anew(unfinished))
+    assert figure is not None
+    points = [trace for trace in figure["data"] if "customdata" in trace]
+    hovers = {n: text for t in points for n, text in zip(t["customdata"], t["hovertext"], strict=True)}
+    low, high = wilson(70, 256)
+    assert f"<i>autoattack</i> 0.273 [{low:.3f}, {high:.3f}] 70/256 exact" in hovers[0]
+    assert "<i>FGSM4, ε = 4/255</i> 0.117 [" in hovers[0]
+    assert "<i>autoattack</i> ≤ 0.352 [0.296, 0.412] 90/256, 3 of 6 parts bound" in hovers[1]
+    assert "FGSM4" not in hovers[1]
+
+
+def test_a_long_table_is_laid_out_in_part_and_a_short_one_as_a_whole(unfinished: Ledger) -> None:
+    few = Snapshot.read(unfinished)
+    assert '<section class="short">' not in render_html(few, "finished", "ui")
+    trials = tuple(replace(few.trials[n % 4], number=n) for n in range(101))
+    stages = {n: few.stages.get(n % 4, ()) for n in range(101)}
+    page = render_html(replace(few, trials=trials, stages=stages), "finished", "ui")
+    assert '<section class="short">' in page
+    assert "show all 101 trials" in page
+    assert page.count('<tr id="trial-') == 101
+
+
+def test_the_other_figures_are_data_for_places_that_exist(unfinished: Ledger) -> None:
+    page = page_of(unfinished)
+    found = re.search(r"^const later = (.*);$", page, re.MULTILINE)
+    assert found
+    later = json.loads(found.group(1))
+    assert set(later) == {"growth-figure", "lines-0"}
+    for name in later:
+        assert page.count(f'id="{name}"') == 1
+    assert "a forest needs 12 finished trials" in page
+
+
+CPU = {"trial_cpus": 2.0, "trial_gpus": 0.0, "evaluation_cpus": 1.0, "evaluation_gpus": 0.0}
+GPU = {"trial_cpus": 1.0, "trial_gpus": 0.5, "evaluation_cpus": 1.0, "evaluation_gpus": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("resources", "told"),
+    [
+        ((), "not recorded"),
+        ((CPU,), "each training on 2 CPU, each attack on 1 CPU: 4.8 min of one CPU"),
+        ((GPU, GPU), "each attack on 1 CPU and 0.25 GPU: 2.8 min of one CPU, 72.5 s of one GPU"),
+        ((CPU, GPU), "each training on 1 CPU and 0.5 GPU, each attack on 1 CPU and 0.25 GPU, by driver"),
+    ],
+)
+def test_the_cost_says_what_the_seconds_are_of(
+    unfinished: Ledger, resources: tuple[dict[str, float], ...], told: str
+) -> None:
+    few = replace(Snapshot.read(unfinished), resources=resources)
+    trials = tuple(replace(t, train_seconds=120.0 if t.number == 0 else None) for t in few.trials)
+    seconds = {t.number: 50.0 if t.number == 0 else 0.0 for t in trials}
+    few = replace(few, trials=trials)
+    few.__dict__["attack_seconds"] = seconds
+    assert told in dict(cost_rows(few))["ran on"]
+
+
+def test_a_driver_notes_what_one_training_and_one_attack_get(unfinished: Ledger) -> None:
+    with Lease(unfinished):
+        unfinished.note_driver("resources", GPU)
+    assert Snapshot.read(unfinished).resources == (GPU,)

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 import run_sweep
-from search_spaces.errors import LeaseLost, SweepError, TrackingAway
+from search_spaces.errors import ConfigError, LeaseLost, SweepError, TrackingAway
+from sweeps.config import parse_sweep
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
+from sweeps.requests import Request
 from sweeps.snapshot import PALETTE
 from sweeps.tracking import Mirror, MirrorThread
 from tests.sweeps import ledgers
@@ -34,6 +36,7 @@ def everything(folder: SweepFolder) -> dict[str, list[Any]]:
     connection = sqlite3.connect(folder.storage / "mlflow.db")
     try:
         tables = ("experiments", "runs", "metrics", "params", "tags", "experiment_tags")
+        tables += ("datasets", "inputs", "input_tags")
         return {table: sorted(connection.execute(f"SELECT * FROM {table}").fetchall(), key=repr) for table in tables}
     finally:
         connection.close()
@@ -116,7 +119,7 @@ def test_a_kill_at_any_call_to_mlflow_is_made_good(
         mirror.sync()
         whole, client = everything(folder), type(mirror._client)
         counts = {table: len(rows) for table, rows in whole.items()}
-    for call in ("create_run", "log_batch", "set_terminated", "set_experiment_tag"):
+    for call in ("create_run", "log_batch", "log_inputs", "set_terminated", "set_experiment_tag"):
         other = ledgers.folder_at(tmp_path / call)
         other.root.mkdir(parents=True)
         shutil.copy(folder.storage.parent / "runs" / "mlflow.db", other.storage / "mlflow.db")
@@ -182,6 +185,35 @@ def test_runs_follow_the_driver_and_the_trials(open_ledger: Callable[..., Ledger
         ledger.raise_total(3)
         mirror.sync()
         assert statuses() == ["RUNNING", "FINISHED", "FAILED"]
+
+
+@pytest.mark.usefixtures("store")
+def test_every_run_names_its_data_set_and_its_model(unfinished: Ledger, folder: SweepFolder) -> None:
+    with Lease(unfinished):
+        mirror_of(unfinished, folder).sync()
+    parent, *runs = runs_of(folder, "tags.`sweep.id` != ''")
+    for run in (parent, *runs):
+        splits = {i.dataset.name: [(t.key, t.value) for t in i.tags] for i in run.inputs.dataset_inputs}
+        names = ("training", "validation", "test")
+        assert splits == {f"digits/{split}": [("mlflow.data.context", split)] for split in names}
+        assert {i.dataset.digest for i in run.inputs.dataset_inputs} == {unfinished.sweep().data_digest}
+    assert {run.data.tags["model.name"] for run in runs} == {"vit_tiny_patch16_224"}
+    assert runs[2].data.tags["model.weights_digest"] == "weights-2"
+    assert "model.weights_digest" not in runs[5].data.tags
+
+
+@pytest.mark.usefixtures("store")
+def test_a_loss_that_is_no_number_is_a_tag_and_no_metric(unfinished: Ledger, folder: SweepFolder) -> None:
+    """The epoch with the NaN never reaches the ledger: the trial has failed."""
+    with Lease(unfinished):
+        mirror_of(unfinished, folder).sync()
+        run = runs_of(folder)[4]
+        assert (run.info.status, run.data.metrics) == ("FAILED", {"train/loss": 2.0, "val/accuracy": 0.5})
+        assert run.data.tags["trial.error"].endswith("LossDiverged: the loss of step 12 is <nan>")
+        unfinished.grant(Request.make("retry", trials=(4,)))
+        ledgers.train(unfinished, 4, 0.9)
+        mirror_of(unfinished, folder).sync()
+    assert runs_of(folder)[4].data.tags["trial.error"] == "none"
 
 
 @pytest.mark.usefixtures("store")
@@ -382,3 +414,10 @@ def test_the_store_and_its_artifacts_lie_in_the_storage_folder(
         mirror_of(ledger, folder).sync()
     assert sorted(p.name for p in folder.storage.iterdir()) == ["digits", "mlartifacts", "mlflow.db"]
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_password_in_the_address_is_refused_and_a_place_for_it_named() -> None:
+    document = {"methods": ["plain"], "tracking": {"uri": "http://ann:s3cret@host:5000"}}
+    with pytest.raises(ConfigError, match=r"tracking\.uri: .*MLFLOW_TRACKING_PASSWORD") as refused:
+        parse_sweep(document)
+    assert "s3cret" not in str(refused.value)

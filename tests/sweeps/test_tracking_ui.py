@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import urllib.request
+from dataclasses import replace
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
@@ -12,6 +13,7 @@ from search_spaces.errors import SweepError
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
+from sweeps.mirrored import sweep_note
 from sweeps.snapshot import Snapshot
 from sweeps.tracking import Mirror
 from sweeps.tracking_ui import LONGEST_VIEW, links, pareto_view, start_ui, stop_ui
@@ -30,6 +32,9 @@ def test_links_are_complete_addresses(unfinished: Ledger) -> None:
     assert unfinished.sweep().id in trials["searchFilter"][0]
     assert 'runs=["a", "b"]&experiments=["7"]' in unquote(found["compare the front"])
     assert "compare the front" not in links(unfinished.sweep(), "", ["a"])
+    assert links(unfinished.sweep(), "https://ann:s3cret@host/ml")["sweep"].startswith("https://host/ml/#/experiments")
+    many = [f"run{number}" for number in range(150)]
+    assert unquote(links(unfinished.sweep(), "", many)["compare the front"]).count('"run') == 100
     assert links(unfinished.sweep(), "")["sweep"].startswith("#/experiments/7/")
 
 
@@ -44,6 +49,17 @@ def test_the_view_fits_into_a_tag_and_has_a_chart_per_method(unfinished: Ledger)
         "parallel-adversarial",
     ]
     assert "params.`jasmin.k`" in state["selectedColumns"]
+
+
+def test_the_view_of_more_trials_than_mlflow_draws_has_the_front_alone_and_says_so(unfinished: Ledger) -> None:
+    snapshot = Snapshot.read(unfinished)
+    crowded = replace(snapshot, trials=snapshot.trials * 13)
+    _, value = pareto_view(crowded)
+    state = json.loads(json.loads(value)["state"])
+    assert state["searchFilter"].endswith("AND tags.`trial.pareto` = 'true'")
+    assert state["compareRunSections"][0]["name"] == "Only the front of 104 trials"
+    assert "Pareto view has the front only" in sweep_note(crowded, {})
+    assert "trial.pareto`" not in json.loads(json.loads(pareto_view(snapshot)[1])["state"])["searchFilter"]
 
 
 @pytest.mark.slow

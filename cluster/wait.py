@@ -1,0 +1,76 @@
+"""Waiting until a cluster has the nodes that a sweep is to start on, and asking an autoscaler for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from search_spaces.errors import SweepError
+
+POLL_S = 5.0
+
+
+class NoNodes(SweepError):
+    """No node has come that could train."""
+
+
+def wait_until(
+    wanted: int,
+    count: Callable[[], int],
+    minutes: float,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Return how many nodes there are as soon as all have come, or when the time is up.
+
+    Args:
+        count: returns how many there are; a line is said whenever that changes.
+    Raises: NoNodes when the time is up and there is none.
+    """
+    end, said = clock() + 60 * minutes, -1
+    while True:
+        there = count()
+        if there >= wanted:
+            return there
+        if there != said:
+            say(f"{there} of {wanted} nodes are there")
+            said = there
+        if clock() >= end:
+            break
+        sleep(POLL_S)
+    if there == 0:
+        raise NoNodes(f"none of {wanted} nodes has come in {minutes:g} minutes; the cluster's own log says why.")
+    say(f"starting with {there} of {wanted} nodes: the others have not come in {minutes:g} minutes")
+    return there
+
+
+def wait_for_nodes(
+    address: str, wanted: int, cpus: float, gpus: float, minutes: float, say: Callable[[str], None]
+) -> int:
+    """Join the cluster, wait for `wanted` nodes with so many CPUs and GPUs each, and leave it again.
+
+    An autoscaler is asked for them, and let go when they are there: what trials need then keeps them.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    try:
+        request_resources(bundles=[{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * wanted)
+        try:
+            return wait_until(wanted, lambda: able_nodes(ray.nodes(), cpus, gpus), minutes, say)
+        finally:
+            request_resources(bundles=[])
+    finally:
+        ray.shutdown()
+
+
+def able_nodes(nodes: list[dict[str, object]], cpus: float, gpus: float) -> int:
+    """Count the living nodes, as ``ray.nodes()`` lists them, that have so many CPUs and GPUs."""
+    count = 0
+    for node in nodes:
+        resources = node.get("Resources")
+        has = resources if isinstance(resources, dict) else {}
+        count += bool(node.get("Alive")) and has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
+    return count
