@@ -8,8 +8,9 @@ READY := .venv/ready
 quickstart: $(READY)
 	$(BIN)/python run_sweep.py launch sweeps/presets/quickstart.yaml
 
+# a file at a time on each core; four are enough, because some tests start Ray
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

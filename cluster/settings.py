@@ -116,7 +116,7 @@ class AwsSettings(Config):
     """Machine image with CUDA and Python; the default does not exist and has to be replaced."""
     ssh_user: Name = "ubuntu"
     spot: bool = True
-    """Workers may be taken away at any moment, for about a third of the price: it costs their current epochs."""
+    """Workers may be taken away at any moment, which costs their current epochs."""
     min_workers: int = Field(default=0, ge=0)
     """Workers that stay when there is nothing to do; up to `nodes.count` run."""
     idle_minutes: int = Field(default=10, ge=1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+os.environ["COLUMNS"] = "120"  # of the command line's output, wherever the tests run
 
 TINY_MODEL = {"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 3, "num_heads": 3}
 TINY_DATA = {"train_images": 100, "validation_images": 40, "test_images": 40}

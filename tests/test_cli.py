@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 import run_sweep
+from sweeps.commands import steer
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
@@ -119,10 +120,10 @@ def test_status_is_watched_as_long_as_a_driver_runs(run: Run, sweep: Path, monke
             lease.__exit__(None, None, None)
 
     lease.__enter__()
-    monkeypatch.setattr(run_sweep.time, "sleep", sleep)
+    monkeypatch.setattr(steer.time, "sleep", sleep)
     text = run("status", "s", "--watch", cwd=sweep)
     ledger.close()
-    assert looks == [run_sweep.WATCH_S] * 3
+    assert looks == [steer.WATCH_S] * 3
     assert "s: interrupted" in text
     assert run("status", "s", "--watch", cwd=sweep).startswith("s: interrupted")
     assert len(looks) == 3
@@ -194,7 +195,7 @@ def test_resume_refuses_a_changed_configuration_with_a_diff(run: Run, sweep: Pat
 def driven(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The sweeps that a command would go on with."""
     found: list[str] = []
-    monkeypatch.setattr("run_sweep._drive", lambda folder, *_, **__: found.append(folder.name))
+    monkeypatch.setattr("sweeps.commands.steer.drive_on", lambda folder, *_, **__: found.append(folder.name))
     return found
 
 

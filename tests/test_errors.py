@@ -78,7 +78,7 @@ LAUNCH: Mapping[str, Situation] = {
         change=("model: {", "model: {name: vit_tyni_patch16_224, "),
     ),
     "an unknown method": Situation(
-        ("s.yaml:5: methods[1].jasmine", "unknown name 'jasmine'", "allowed: adversarial, jasmin", "Did you mean"),
+        ("s.yaml:5: methods[1].jasmine", "unknown name 'jasmine'", "allowed: ", "adversarial", "Did you mean"),
         change=("jasmin", "jasmine"),
     ),
     "weights that are not there": Situation(

@@ -22,7 +22,6 @@ import pytest
 import yaml
 
 import cluster.render
-import run_sweep
 from cluster.kuberay import job_name
 from cluster.render import render
 from cluster.settings import TARGETS, ClusterSettings, parse_settings, with_command
@@ -395,9 +394,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         commands.append(words)
         return 1
 
-    whole = run_sweep.app
-    monkeypatch.setattr(run_sweep, "main", lambda: whole())
-    monkeypatch.setattr(run_sweep, "app", command)
+    monkeypatch.setattr("sweeps.commands.run.app", command)
     return commands
 
 

@@ -39,8 +39,8 @@ WRITERS = frozenset(
 
 EXEMPT = {
     ("cluster/render.py", "_as_yaml"): "writes into a text, not into a file",
-    ("run_sweep.py", "cluster_render"): "what the user asked for, from settings that stay",
-    ("run_sweep.py", "export"): "what the user asked for, from a ledger that stays",
+    ("sweeps/commands/clusters.py", "render_start"): "what the user asked for, from settings that stay",
+    ("sweeps/commands/see.py", "export"): "what the user asked for, from a ledger that stays",
     ("search_spaces/faults.py", "_reach"): "the fault itself",
     ("sweeps/evaluate.py", "_Work.run"): "signs of life of shards that have ended",
     ("sweeps/pulse.py", "beat"): "a sign of life, which only a driver that lives listens to",

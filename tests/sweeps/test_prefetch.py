@@ -19,6 +19,7 @@ from huggingface_hub import constants
 import run_sweep
 from search_spaces.errors import ConfigError, ModelError
 from sweeps import runner
+from sweeps.commands import opening
 from sweeps.config import parse_sweep, read_sweep
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
@@ -141,7 +142,7 @@ def test_plan_shows_sizes_and_what_would_be_fetched_without_network(
     web: Web, folder: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unreachable(monkeypatch)
-    monkeypatch.setattr(run_sweep.out, "width", 300)
+    monkeypatch.setattr(opening.out, "width", 300)
     text = run("plan", "s.yaml")
     assert "to be downloaded from http://127.0.0.1:1/cifar-10-python.tar.gz, by `launch` or `prefetch`" in text
     assert "48 training, 12 validation, 30 test images; 3 classes, 3 channels" in text

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-import run_sweep
 from search_spaces.errors import ConfigError, LeaseLost, SweepError, TrackingAway
+from sweeps.commands import see
 from sweeps.config import parse_sweep
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
@@ -387,7 +387,7 @@ def test_sync_without_its_server_is_one_clear_sentence(
 
     monkeypatch.setattr(Mirror, "sync", refused)
     with pytest.raises(TrackingAway, match=r"said 'Connection refused'\..*sync digits"):
-        run_sweep.sync(folder.name, folder.storage)
+        see.sync(folder.name, folder.storage)
     assert ledger.lease() is None
 
 
