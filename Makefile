@@ -8,9 +8,9 @@ READY := .venv/ready
 quickstart: $(READY)
 	$(BIN)/python run_sweep.py launch sweeps/presets/quickstart.yaml
 
-# a file at a time on each core; four are enough, because some tests start Ray
+# a file at a time in each of three processes, because many tests wait for others
 test: $(READY)
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

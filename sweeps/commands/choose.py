@@ -170,7 +170,7 @@ def _evaluate_checkpoint(
     folder = SweepFolder(storage.resolve(), name or checkpoint.stem)
     document = checkpoint_document(checkpoint, plan, model, overrides)
     import_sweep({**document, "name": folder.name}, checkpoint, folder, print_line)
-    out.print(f"sweep [bold]{folder.name}[/bold] in {folder.root}", highlight=False)
+    out.print(f"sweep [bold]{folder.name}[/bold] in {folder.root}", highlight=False, soft_wrap=True)
     drive_on(folder, address, None)
 
 

@@ -62,7 +62,7 @@ def launch(
     folder = SweepFolder(storage.resolve(), name if name is not None else config.name or file.stem)
     require_machine(config, address)
     create_sweep(config, folder, print_line, prior or ())
-    out.print(f"sweep [bold]{folder.name}[/bold] in {folder.root}", highlight=False)
+    out.print(f"sweep [bold]{folder.name}[/bold] in {folder.root}", highlight=False, soft_wrap=True)
     drive_on(folder, address, None)
 
 

@@ -36,5 +36,5 @@ def test_a_full_disk_costs_lines_of_the_log_and_no_traceback(
 
 def test_what_libraries_say_goes_to_the_log(loggers: None, tmp_path: Path) -> None:
     redirect_logging(tmp_path / "driver.log")
-    logging.getLogger("ray.tune").warning("a worker died")
-    assert "WARNING ray.tune: a worker died" in (tmp_path / "driver.log").read_text()
+    logging.getLogger("ray.tune").error("a worker died")
+    assert "ERROR ray.tune: a worker died" in (tmp_path / "driver.log").read_text()

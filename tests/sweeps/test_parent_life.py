@@ -430,6 +430,7 @@ tracking: {enabled: false}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_sweep_with_parents_runs_to_its_end(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(RAY)
