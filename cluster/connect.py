@@ -7,15 +7,21 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.resources import Shares
+from cluster.authentication import agree, guard_local
+from cluster.packing import Device, Node
+from cluster.resources import GB, Shares
+from cluster.versions import carried
 from search_spaces.errors import ClusterError
 
 REACH_S = 5.0
 """The head of a cluster answers within so many seconds, or it is not there (our choice)."""
+
+ACCELERATOR = "accelerator_type:"
+"""What the name of the resource begins with by which Ray tells the kind of a node's GPUs."""
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver has handlers of its own; Tune's would end fit() as if it were done
@@ -39,12 +45,18 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def connect(address: str | None, plan: Callable[[float, float], Shares], log: Path) -> Shares:
+def connect(
+    address: str | None,
+    plan: Callable[[Sequence[Node]], Shares],
+    log: Path,
+    say: Callable[[str], None] = lambda text: None,
+) -> Shares:
     """Join the cluster at `address`, or start a local one with room for the trials and the evaluation beside them.
 
     Args:
-        plan: decides the shares from the (CPUs, GPUs) that there are.
+        plan: decides the shares from the nodes that there are.
         log: file for Ray's and Tune's own messages.
+        say: takes a line about the cluster's token, where there is something to say.
 
     A cluster that this process has already joined is used as it is.
     """
@@ -53,17 +65,20 @@ def connect(address: str | None, plan: Callable[[float, float], Shares], log: Pa
 
     if address is not None and not ray.is_initialized():
         require_reachable(address)
+        agree(address, say)
     if address is None and not ray.is_initialized():
-        shares = plan(*local_devices())
+        shares = plan([this_machine()])
+        guard_local(say)
         total = shares.concurrent * shares.trial_cpus + shares.evaluation_workers * shares.evaluation_cpus
         _init(address="local", num_cpus=max(1, math.ceil(total)), include_dashboard=False)
     else:
         if not ray.is_initialized():
-            _init(address=address)
-        shares = plan(*available())
+            _init(address=address, runtime_env=carried())
+        shares = plan(joined_nodes(ray.nodes()))
     redirect_logging(log)  # again: ray.init() gives its logger a handler of its own
-    # With Tune's default of 1 for custom searchers, trials shorter than a worker's start run one at a time.
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(shares.concurrent))
+    # With Tune's default of 1 for custom searchers, trials shorter than a worker's start run one at a time. How many
+    # train at once the searcher says, and that may grow.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1000")
     return shares
 
 
@@ -113,11 +128,16 @@ def _log_lines(data: dict[str, Any], **_: Any) -> None:
     logging.getLogger("ray").warning("(%s) %s", data.get("pid"), "\n".join(data.get("lines", ())))
 
 
-def local_devices() -> tuple[float, float]:
-    """Return (CPUs that this process may use, CUDA devices)."""
+def this_machine() -> Node:
+    """Return this machine: the CPUs that this process may use, and its CUDA devices."""
     import torch
 
-    return float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(index).total_memory
+        kind = f"{torch.cuda.get_device_name(index)} {round(memory / GB)} GB"
+        devices.append(Device("this machine", index, kind, memory))
+    return Node("this machine", float(len(os.sched_getaffinity(0))), tuple(devices), started_here=True)
 
 
 class _LogFile(logging.FileHandler):
@@ -140,9 +160,13 @@ def redirect_logging(log: Path) -> None:
     logging.captureWarnings(True)
 
 
-def available() -> tuple[float, float]:
-    """Return (CPUs, GPUs) of the connected cluster."""
-    import ray
-
-    resources = ray.cluster_resources()
-    return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
+def joined_nodes(listed: Sequence[Mapping[str, Any]]) -> list[Node]:
+    """Return the living nodes of a cluster, as ``ray.nodes()`` lists them; the memory of their GPUs is not known."""
+    nodes = []
+    for entry in (entry for entry in listed if entry.get("Alive")):
+        has = entry.get("Resources", {})
+        name = f"{entry.get('NodeManagerHostname', 'node')} {entry['NodeID'][:8]}"
+        kind = next((key.partition(":")[2] for key in has if key.startswith(ACCELERATOR)), "GPU")
+        devices = tuple(Device(name, index, kind) for index in range(int(has.get("GPU", 0))))
+        nodes.append(Node(name, float(has.get("CPU", 0)), devices))
+    return nodes

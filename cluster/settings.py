@@ -61,6 +61,8 @@ class NodeSettings(Config):
     """GPUs of each."""
     gpu_type: Name | None = None
     """Kind of GPU, in the words of the cluster: Slurm's type of a gres."""
+    gpu_memory_gb: int | None = Field(default=None, ge=1)
+    """Memory of each GPU in GB, for `plan --on` where a sweep asks for memory; nothing else reads it."""
     memory_gb: int | None = Field(default=None, ge=1)
     """Memory of each in GB; None takes what there is (Slurm, own machines, AWS) or 4 per core (Kubernetes)."""
     head_takes_trials: bool | None = None

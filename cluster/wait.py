@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from cluster.authentication import agree
 from search_spaces.errors import SweepError
 
 POLL_S = 5.0
@@ -55,6 +56,7 @@ def wait_for_nodes(
     import ray
     from ray.autoscaler.sdk import request_resources
 
+    agree(address, say)
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     try:
         request_resources(bundles=[{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * wanted)

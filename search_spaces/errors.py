@@ -13,6 +13,7 @@ SweepError
 │   ├── StorageFull           less is free than what runs may still need
 │   └── StorageNotShared      a node of the cluster does not see the sweep's folder
 ├── ClusterError              the cluster cannot be joined, or has not what the sweep asks for
+│   └── MixedEnvironments     nodes run other versions, or other code, than the driver
 ├── TrackingAway              MLflow does not answer, and a command needs it
 ├── ParentError               a model that trials start from has failed for good, or its file is not what it was
 │   └── ParentChanged         a trial found other weights than those that it is to start from, or none
@@ -127,6 +128,10 @@ class StorageNotShared(StorageError):
 
 class ClusterError(SweepError):
     """The cluster cannot be joined, or has not what the sweep asks for."""
+
+
+class MixedEnvironments(ClusterError):
+    """Nodes of the cluster run other versions, or other code, than the driver."""
 
 
 class TrackingAway(SweepError):

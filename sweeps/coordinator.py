@@ -248,6 +248,12 @@ class Coordinator:
     def _called(self, number: int) -> str:
         return called(self.ledger.trial(number))
 
+    def set_aside(self, number: int) -> None:
+        """Let a training go on later from its last checkpoint, because its share is needed. No failure."""
+        if self._training.pop(number, None) is not None:
+            self._to_train.appendleft(number)
+            self._say(f"{_described(self.ledger.trial(number))} makes room for the attacks and goes on later")
+
     def training_failed(self, number: int, kind: str, error: str) -> None:
         """Commit a failed attempt; the trial goes on from its last checkpoint if the policy allows, or has failed.
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from cluster.connect import connect, prepare_environment
 from cluster.shared_storage import require_shared
+from cluster.versions import SameEnvironment
 from search_spaces.errors import ConfigError, Problem, SweepError, SweepExists
 from sweeps.attack_plan import fill_in, planned_stages, ready_made
 from sweeps.cascade import Target, is_through
@@ -165,9 +166,10 @@ class _Work:
         import ray
 
         ours = not ray.is_initialized()
-        shares = connect(address, lambda *there: enough(config, *there), self.folder.log)
+        shares = connect(address, lambda nodes: enough(config, nodes), self.folder.log)
         try:
             if address is not None:
+                SameEnvironment(config.plugins).require()
                 require_shared(self.folder.scratch)
             self.ledger.note_driver("resources", shares.public())
             attacks = list(dict.fromkeys(stage.attack for stage in self.stages))

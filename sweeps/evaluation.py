@@ -29,6 +29,12 @@ from sweeps.stage_job import ShardResult, StageJob, StageOutcome, assemble, judg
 
 LOST_WORKERS = 3
 """How often a shard whose worker died is started again before its stage has failed (our choice)."""
+LOST_NODES = 100
+"""The same of a shard whose node was lost, which is hardly its fault (our choice)."""
+NODE_PAUSE_S = 1.0
+"""After a node was lost nothing starts for so long: until Ray has noticed, it sends work to where nobody is."""
+ROOM_S = 5.0
+"""Between two looks whether the reserved share has a place, and between two trainings that make room for it."""
 LISTEN_S = 0.5
 """Between two looks at the signs of life."""
 
@@ -68,6 +74,8 @@ class _Shard:
     shards: int
     lost: int = 0
     """Workers that have died with it."""
+    lost_nodes: int = 0
+    """Nodes that were lost with it."""
 
 
 @dataclass
@@ -113,6 +121,8 @@ class EvaluationPool:
         self._hang_after_s = hang_after_s
         self._pulses = scratch / "pulses"
         self._listened_at = float("-inf")
+        self._quiet_until = float("-inf")
+        self._placed_at = time.monotonic()
         if hang_after_s is not None:
             self._pulses.mkdir(parents=True, exist_ok=True)
         bundle = {"CPU": shares.evaluation_cpus, "GPU": shares.evaluation_gpus}
@@ -197,11 +207,18 @@ class EvaluationPool:
         except Exception as error:  # the evaluation's boundary: whatever it was becomes a recorded failure
             if problem := storage_problem(error):  # but this is nobody's: the driver stops
                 raise StorageError(f"an attack on trial {stage.job.number} cannot write: {problem}.") from error
-            if stage.error is None and part.lost < LOST_WORKERS and is_lost(error):
-                heapq.heappush(self._waiting, replace(part, lost=part.lost + 1))
+            if stage.error is None and (again := self._again(part, error)):
+                heapq.heappush(self._waiting, again)
                 return
             stage.error = stage.error or traceback.format_exc()
         stage.missing -= 1
+
+    def _again(self, part: _Shard, error: Exception) -> _Shard | None:
+        """Return what is judged again because its worker or its node was lost; None if that is not what happened."""
+        if is_lost_with_node(error):
+            self._quiet_until = time.monotonic() + NODE_PAUSE_S
+            return replace(part, lost_nodes=part.lost_nodes + 1) if part.lost_nodes < LOST_NODES else None
+        return replace(part, lost=part.lost + 1) if is_lost(error) and part.lost < LOST_WORKERS else None
 
     def _end_what_hangs(self) -> None:
         """End the shards that have been silent for too long, with their workers; their stages have failed."""
@@ -232,6 +249,24 @@ class EvaluationPool:
         """Trainings come again: what starts from here on keeps to the reserved share."""
         self._reserved, self.capacity = self._group, self._shares.evaluation_workers
 
+    def follow(self, shares: Shares) -> None:
+        """Nodes have come or gone: as many shards at once as fit now. What one of them gets stays."""
+        self._shares = shares
+        if self._reserved is None:
+            self.capacity = shares.draining_workers
+            self._start()
+
+    def wants_room(self) -> bool:
+        """Return whether a training should make room: the reserved share was lost with its node, and on no other node
+        is any left. Ray moves it by itself as soon as there is. True at most once in ROOM_S."""
+        from ray.util.placement_group import placement_group_table
+
+        now = time.monotonic()
+        if self._reserved is None or not self.busy or now - self._placed_at < ROOM_S:
+            return False
+        self._placed_at = now
+        return bool(placement_group_table(self._reserved)["state"] == "RESCHEDULING")
+
     def forget(self, number: int) -> None:
         """Drop a trial's stages: what waits does not start, what runs ends and is not adopted."""
         for key in [key for key, stage in self._stages.items() if stage.job.number == number]:
@@ -251,6 +286,8 @@ class EvaluationPool:
     def _start(self) -> None:
         import ray
 
+        if time.monotonic() < self._quiet_until:
+            return
         while self._waiting and len(self._tasks) < self.capacity:
             part = heapq.heappop(self._waiting)
             place = None if self._hang_after_s is None else self._pulses / str(next(self._keys))
@@ -290,6 +327,13 @@ def is_lost(error: Exception) -> bool:
     from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
     return isinstance(error, RayError) and not isinstance(error, RayTaskError | OutOfMemoryError)
+
+
+def is_lost_with_node(error: Exception) -> bool:
+    """Return whether a task ended because its node was lost, or could no longer be reached."""
+    from ray.exceptions import NodeDiedError
+
+    return isinstance(error, NodeDiedError)
 
 
 def hang_error(job: StageJob, silent_s: float, hang_after_s: float) -> str:

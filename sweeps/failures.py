@@ -4,6 +4,7 @@
 kind           what happened
 =============  ====================================================================================================
 crash          the worker process died
+node           the machine that it ran on was lost, or could no longer be reached
 memory         a device or the machine had no memory left
 hang           no report, or of an attack no unit, for `failures.hang_after_s`; the driver ended the worker
 nan            a loss was NaN or infinite
@@ -25,7 +26,7 @@ from typing import Literal, get_args
 from search_spaces.errors import has_hung, ran_out_of_memory
 from sweeps.sections import FailurePolicy, FailuresSection, MemoryPolicy
 
-TrainingFailure = Literal["crash", "memory", "hang", "nan", "exception", "checkpoint"]
+TrainingFailure = Literal["crash", "node", "memory", "hang", "nan", "exception", "checkpoint"]
 KINDS = (*get_args(TrainingFailure), "attack")
 LONGEST_BACKOFF_S = 600.0
 """No pause before another attempt is longer (our choice)."""

@@ -54,6 +54,10 @@ class Range:
         """Return both ends multiplied."""
         return Range(self.low * factor, self.high * factor)
 
+    def shifted(self, by: float) -> Range:
+        """Return both ends with a figure added."""
+        return Range(self.low + by, self.high + by)
+
     def __str__(self) -> str:
         return f"{self.low:,.0f}" if self.low == self.high else f"{self.low:,.0f} to {self.high:,.0f}"
 

@@ -2,33 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.packing import Node
 from sweeps.config import SweepConfig
 from sweeps.disk import MARGIN_BYTES, free_bytes, in_words
 from sweeps.folder import DEFAULT_STORAGE
 from sweeps.forecast import Plan, StageFigures, describe
-from sweeps.sections import GivenParent
+from sweeps.plan_packing import packing_rows
+from sweeps.sections import EvaluationResources, GivenParent, ResourcesSection
+from sweeps.wall_time import Measured, conditions, estimate
+from sweeps.wall_time import in_words as duration
 from trainables.attack import Threat
 from trainables.monitor import threat_of
 
 __all__ = ["Plan", "describe", "render"]
 
 
-def render(plan: Plan, storage: Path = DEFAULT_STORAGE) -> Table:
-    """Return the plan as a table for the terminal: what, and its figures. Args: storage: where it would run."""
+def render(
+    plan: Plan, storage: Path = DEFAULT_STORAGE, nodes: Sequence[Node] = (), like: Measured | None = None
+) -> Table:
+    """Return the plan as a table for the terminal: what, and its figures.
+
+    Args:
+        storage: where it would run.
+        nodes: on which; without any nothing is said of what fits at once, nor of the time.
+        like: what a sweep has taken whose seconds the expected time rests on.
+    """
     table = Table.grid(padding=(0, 2), pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     previous = ""
-    for label, text in (*_rows(plan), *_disk_rows(plan, storage)):
+    for label, text in (*_rows(plan), *_machine_rows(plan, nodes, like), *_disk_rows(plan, storage)):
         table.add_row(label if label != previous else "", escape(text))
         previous = label
     return table
+
+
+def _machine_rows(plan: Plan, nodes: Sequence[Node], like: Measured | None) -> Iterator[tuple[str, str]]:
+    """Yield what fits on the nodes at once, and how long all of it may take."""
+    if not nodes:
+        return
+    yield from packing_rows(plan.config, nodes)
+    if plan.config.resources.problems(nodes):
+        return
+    if like is None:
+        yield "wall time", "not known before something has run: --like NAME takes the seconds of a sweep like this one"
+        return
+    shares = plan.config.resources.shares(nodes)
+    expected = estimate(plan, shares, like)
+    low, high = expected.total.low, expected.total.high
+    total = duration(low) if duration(low) == duration(high) else f"{duration(low)} to {duration(high)}"
+    attacks = f"; first attacks, beside them, {duration(expected.beside)}; later ones {duration(expected.later)}"
+    longest = f"trainings {duration(expected.training.high)}" + (attacks if plan.config.attacks is not None else "")
+    yield "wall time", f"about {total} ({longest})"
+    pace = f"{1000 * like.seconds_per_image:.2g} ms of training per image and epoch"
+    yield "wall time", f"rests on {like.trials} trials of {like.name}, scaled by epochs and images: {pace}"
+    if differing := conditions(plan, shares, like):
+        yield "wall time", f"the same speed is assumed though {'; '.join(differing)}"
+    if expected.unknown:
+        yield "wall time", f"without {', '.join(expected.unknown)}, which {like.name} has not run"
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -138,10 +175,10 @@ def _threat(threat: Threat) -> str:
 
 def _resource_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     wanted = plan.config.resources
-    share, attack = f"{wanted.cpus:g} CPU, GPU {_gpu(wanted.gpus)}", wanted.evaluation
+    share, attack = f"{wanted.cpus:g} CPU, {_gpu(wanted)}", wanted.evaluation
     yield "resources", f"trainings at once: {wanted.concurrent}; each {share}"
     if plan.config.attacks is not None:
-        yield "resources", f"attacks at once: {attack.workers}; each {attack.cpus:g} CPU, GPU {_gpu(attack.gpus)}"
+        yield "resources", f"attacks at once: {attack.workers}; each {attack.cpus:g} CPU, {_gpu(attack)}"
 
 
 def _disk_rows(plan: Plan, storage: Path) -> Iterator[tuple[str, str]]:
@@ -157,5 +194,7 @@ def _disk_rows(plan: Plan, storage: Path) -> Iterator[tuple[str, str]]:
     yield "disk", f"{where}: {verdict}"
 
 
-def _gpu(share: float | str) -> str:
-    return share if isinstance(share, str) else f"{share:g}"
+def _gpu(wanted: ResourcesSection | EvaluationResources) -> str:
+    if wanted.memory_gb is not None:
+        return f"{wanted.memory_gb:g} GB of GPU memory"
+    return f"GPU {wanted.gpus if isinstance(wanted.gpus, str) else f'{wanted.gpus:g}'}"

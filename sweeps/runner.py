@@ -18,15 +18,20 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
-from cluster.connect import connect, local_devices, prepare_environment, require_reachable
-from cluster.resources import Shares, shortage
+from cluster.authentication import agree
+from cluster.connect import connect, prepare_environment, require_reachable, this_machine
+from cluster.device_memory import with_memory
+from cluster.following import ClusterWatch
+from cluster.head_watch import HeadWatch
+from cluster.packing import Node
+from cluster.resources import Shares
 from cluster.shared_storage import SharedStorage
+from cluster.versions import SameEnvironment
 from search_spaces.durable_files import make_folder, name_once, write_whole
 from search_spaces.errors import (
     ConfigError,
     LeaseLost,
     ParentError,
-    Problem,
     StorageError,
     SweepError,
     SweepExists,
@@ -49,9 +54,10 @@ from sweeps.rules import data_problems
 
 if TYPE_CHECKING:
     from sweeps.changes import Change
+    from sweeps.searcher import LedgerSearcher
     from trainables.dataset import Splits
 
-DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, SOME_FAILED, BAD_INPUT, DRIVER_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes."""
 
 POLL_S = 0.1
@@ -117,25 +123,28 @@ def _filling(
     return fill
 
 
-def enough(config: SweepConfig, cpus: float, gpus: float) -> Shares:
-    """Return who gets how much of a machine or cluster with so many CPUs and GPUs; ConfigError if one training has no
-    room there, for which Ray would wait for ever."""
-    shares = config.resources.shares(cpus, gpus)
-    if lacking := shortage(shares, cpus, gpus):
-        hint = "Ask for less (gpus: auto takes what is there), or join a cluster that has it with --address."
-        raise ConfigError([Problem(("resources", "gpus"), f"{lacking}.", hint)])
-    return shares
+def enough(config: SweepConfig, nodes: Sequence[Node]) -> Shares:
+    """Return who gets how much of these nodes; ConfigError if one training has no room there, for which Ray would wait
+    for ever."""
+    if config.resources.asks_for_memory:
+        nodes = with_memory(nodes)
+    if problems := config.resources.problems(nodes):
+        raise ConfigError(problems)
+    return config.resources.shares(nodes)
 
 
 def require_machine(config: SweepConfig, address: str | None) -> None:
-    """Refuse before anything is written what cannot run here: a cluster that is not there, GPUs that a machine lacks.
+    """Refuse before anything is written what cannot run here: a cluster that is not there or refuses the token,
+    GPUs that a machine lacks.
 
     Raises: ClusterError; ConfigError. What a cluster has is known when it has been joined.
     """
     if address is not None:
         require_reachable(address)
-    elif config.resources.gpus != "auto" or config.resources.evaluation.gpus != "auto":
-        enough(config, *local_devices())
+        prepare_environment()  # before anything imports Ray
+        agree(address, lambda text: None)  # what there is to say is said when it is joined
+    elif config.resources.asks_for_gpus:
+        enough(config, [this_machine()])
 
 
 def split_sizes(splits: Splits) -> dict[str, int]:
@@ -267,8 +276,13 @@ class _Drive:
         """Of this driver alone: one that lost its lease must not clear away what the next one uses."""
         self._disk = DiskWatch(folder, trial_bytes(config, ledger.sweep().num_classes))
         self._shared = SharedStorage(folder.scratch)
+        self._same = SameEnvironment(config.plugins)
         self._idle = False
         """Whether later attack stages run while trials train."""
+        self._cluster: ClusterWatch | None = None
+        """None on a machine alone, whose Ray is the driver's own."""
+        self._searcher: LedgerSearcher | None = None
+        """Of the fit() that runs."""
         self.coordinator = Coordinator(config, ledger, folder, self.progress.say)
 
     def run(self, address: str | None) -> None:
@@ -285,6 +299,12 @@ class _Drive:
         ours = not ray.is_initialized()
         with self.console.status("starting Ray" if address is None else f"joining Ray at {address}"):
             shares = self._connect(address)
+        head = None
+        if address is not None:
+            wanted = self.config.resources.concurrent
+            self._cluster = ClusterWatch(shares, None if wanted == "auto" else wanted)
+            shares = self._cluster.shares
+            head = HeadWatch(self._head_lost, ray.get_runtime_context().gcs_address)
         self.console.print(shares.describe(), style="dim", highlight=False)
         self.ledger.note_driver("resources", shares.public())
         mirror = self.start_mirror()
@@ -294,6 +314,8 @@ class _Drive:
         except Exception as error:
             self.halt.fail(error)
         finally:
+            if head is not None:
+                head.stop()
             if self.coordinator.pool is not None and self.halt:
                 self.coordinator.pool.cancel()
             self.close_mirror(mirror)
@@ -304,6 +326,26 @@ class _Drive:
             shutil.rmtree(self._scratch if self.halt else self.folder.scratch, ignore_errors=True)
         if self.halt.error:
             raise self._failure(self.halt.error)
+
+    def _head_lost(self, address: str) -> None:
+        """End this process: its main thread may wait inside Ray, which would end it later and say nothing."""
+        text = f"the head of the cluster at {address} does not answer any more."
+        failure = self._failure(f"{text} On a cluster that is there add --address HOST:PORT to that.")
+        with contextlib.suppress(Exception):  # the terminal is put in order as far as it can be
+            self.progress.__exit__()
+        Console(stderr=True).print(str(failure), style="red", markup=False, highlight=False, soft_wrap=True)
+        os._exit(DRIVER_FAILED)
+
+    def _follow_cluster(self) -> None:
+        """Let as many trainings and attacks run as have room on the nodes that there are now."""
+        change = self._cluster.look() if self._cluster is not None else None
+        if change is None:
+            return
+        self.progress.say(change.text)
+        if self.coordinator.pool is not None:
+            self.coordinator.pool.follow(change.shares)
+        if self._searcher is not None:
+            self._searcher.concurrent = change.shares.grown(self._searcher.share).concurrent
 
     def _pool_state(self) -> PoolState | None:
         return None if self.coordinator.pool is None else self.coordinator.pool.state()
@@ -339,7 +381,8 @@ class _Drive:
         with ThreadPoolExecutor(1) as side, quick_imports():
             importing = side.submit(import_module, "sweeps.searcher")
             try:
-                shares = connect(address, lambda *there: enough(self.config, *there), self.folder.log)
+                shares = connect(address, lambda nodes: enough(self.config, nodes), self.folder.log, self._say)
+                self._same.require()
                 self._shared.require()
             except SweepError:
                 importing.result()
@@ -394,7 +437,8 @@ class _Drive:
         while self.coordinator.training_needed and not self.halt:
             self.coordinator.parents.require()
             share = self.coordinator.next_share
-            self._train(shares.grown(share), share)
+            now = shares if self._cluster is None else self._cluster.shares
+            self._train(now.grown(share), share)
         if pool is not None:
             pool.use_everything()
 
@@ -403,8 +447,15 @@ class _Drive:
         from sweeps.searcher import Hooks, LedgerSearcher, tuner
 
         hang_after_s = self.config.failures.hang_after_s
-        searcher = LedgerSearcher(
-            self.coordinator, shares.concurrent, self.halt, self._between, share=share, hang_after_s=hang_after_s
+        pool = self.coordinator.pool
+        searcher = self._searcher = LedgerSearcher(
+            self.coordinator,
+            shares.concurrent,
+            self.halt,
+            self._between,
+            share=share,
+            hang_after_s=hang_after_s,
+            wants_room=pool.wants_room if pool is not None else lambda: False,
         )
         hooks = Hooks(self._between, lambda: _install(self._handler), self.halt, searcher.watch)
         resources = {"cpu": shares.trial_cpus, "gpu": shares.trial_gpus}
@@ -412,6 +463,8 @@ class _Drive:
         tuner(searcher, hooks, self.halt, resources, self._scratch, name).fit()
 
     def _between(self) -> None:
+        self._follow_cluster()
+        self._same.look()
         self._shared.look()
         self._disk.look(self.coordinator.training_numbers)
         self.coordinator.take_requests()

@@ -24,6 +24,8 @@ from trainables.tune import Report
 
 WATCH_S = 0.5
 """Between two looks at the attempts that run."""
+LOST_NODE = ("its node has died", "node was terminated", "ActorUnavailableError", "is temporarily unavailable")
+"""What Ray says of an actor whose node was lost, before it has noticed that and after."""
 
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]
@@ -38,6 +40,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         *,
         share: float = 1.0,
         hang_after_s: float | None = None,
+        wants_room: Callable[[], bool] = lambda: False,
     ) -> None:
         """Say what it hands out.
 
@@ -46,12 +49,16 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             between: called often, for polling and the live view.
             share: how many times the configured share its trainings get.
             hang_after_s: how long a training may report nothing; None is for ever.
+            wants_room: whether a training should make room for the attacks; asked when one has ended an epoch, whose
+                checkpoint is written then.
         """
         super().__init__(metric="report", mode="max")
         self._coordinator = coordinator
-        self._share = share
+        self.share = share
         self._hang_after_s = hang_after_s
-        self._concurrent = concurrent
+        self._wants_room = wants_room
+        self.concurrent = concurrent
+        """Most trainings at once; follows the cluster."""
         self._halt = halt
         self._between = between
         self._jobs: dict[str, tuple[int, str]] = {}
@@ -68,11 +75,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def _suggest(self, trial_id: str) -> Any:
         self._between()  # with nothing running Tune polls here and nowhere else
         coordinator = self._coordinator
-        if self._halt or not coordinator.is_needed_at(self._share):
+        if self._halt or not coordinator.is_needed_at(self.share):
             return Searcher.FINISHED
-        if coordinator.training_count >= self._concurrent:
+        if coordinator.training_count >= self.concurrent:
             return None  # a proposal made early would be made without the results that are about to come
-        job = coordinator.next_training(self._share)
+        job = coordinator.next_training(self.share)
         if job is None:
             return None
         self._jobs[trial_id] = (job.number, job.token)
@@ -110,8 +117,12 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _take(self, trial_id: str, result: dict[str, Any]) -> None:
         self._heard[trial_id] = time.monotonic()
-        if trial_id in self._jobs:
-            self._coordinator.take_report(Report.read(result), self._jobs[trial_id][1])
+        if trial_id not in self._jobs:
+            return
+        number, token = self._jobs[trial_id]
+        self._coordinator.take_report(Report.read(result), token)
+        if not result.get("done") and self._coordinator.is_current(number, token) and self._wants_room():
+            self._coordinator.set_aside(number)  # `watch` ends its worker
 
     def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         if trial_id not in self._jobs or self._halt:
@@ -130,6 +141,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             if trial.trial_id == trial_id and trial.error_file is not None:
                 with contextlib.suppress(OSError):
                     said = Path(trial.error_file).read_text()
+        if is_lost_node(said):
+            return "node", f"the machine was lost that it ran on.\n{said}"
         text = "the worker process died; `logs` shows its last words."
         return "memory" if ran_out_of_memory(said) else "crash", f"{text}\n{said}".strip()
 
@@ -237,6 +250,14 @@ def tuner(
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
+
+
+def is_lost_node(said: str) -> bool:
+    """Return whether Ray says of a dead worker that its node is dead or does not answer, and not that it ended alone.
+
+    Of a worker that ends on a node that lives Ray knows at once; what it cannot reach is gone with its machine.
+    """
+    return any(words in said for words in LOST_NODE) and not ran_out_of_memory(said)
 
 
 def _kill(actor: Any) -> None:

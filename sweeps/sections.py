@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -19,8 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from cluster.resources import Shares, plan_shares
+from cluster.packing import Node
+from cluster.resources import GB, Shares, plan_shares, shortage, unfit
 from search_spaces.config import Config, Number
+from search_spaces.errors import Problem
 from search_spaces.space import Space
 from sweeps.folder import NAME_PATTERN, NAME_RULE
 from trainables.attack import Surrogate, Threat
@@ -110,6 +112,23 @@ class EvaluationResources(Config):
     """CPU cores of one stage."""
     gpus: AutoGpus = "auto"
     """Share of a GPU that one stage gets; auto is 0.25 where there are GPUs, else 0."""
+    memory_gb: Annotated[Number, Field(gt=0)] | None = None
+    """GPU memory of one stage in GB, instead of `gpus`: its share of a device is this part of the device's memory."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        _share_or_memory(self.gpus, self.memory_gb)
+        return self
+
+    @property
+    def memory_bytes(self) -> float | None:
+        """GPU memory in bytes; None where it is not given."""
+        return None if self.memory_gb is None else float(self.memory_gb) * GB
+
+
+def _share_or_memory(gpus: float | str, memory_gb: float | None) -> None:
+    if gpus != "auto" and memory_gb is not None:
+        raise ValueError(f"give gpus or memory_gb, not both; found gpus: {gpus:g} and memory_gb: {memory_gb:g}")
 
 
 class ResourcesSection(Config):
@@ -121,25 +140,65 @@ class ResourcesSection(Config):
     """CPU cores of one training; whole ones become its threads."""
     gpus: AutoGpus = "auto"
     """Share of a GPU that one training gets; auto is 0.75 where there are GPUs, else 0."""
+    memory_gb: Annotated[Number, Field(gt=0)] | None = None
+    """GPU memory of one training in GB, CUDA's own included, instead of `gpus`: its share of a device is this part of
+    the device's memory, rounded up to 1/100. Where GPUs differ, all get the share that the smallest needs."""
     evaluation: EvaluationResources = EvaluationResources()
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        _share_or_memory(self.gpus, self.memory_gb)
+        return self
+
+    @property
+    def memory_bytes(self) -> float | None:
+        """GPU memory in bytes; None where it is not given."""
+        return None if self.memory_gb is None else float(self.memory_gb) * GB
 
     @property
     def threads(self) -> int:
         """Threads of torch in one training."""
         return max(1, int(self.cpus))
 
-    def shares(self, cpus: float, gpus: float) -> Shares:
-        """Return who gets how much of a machine or cluster with so many CPUs and GPUs."""
+    @property
+    def asks_for_gpus(self) -> bool:
+        """Whether anything but auto is asked for, which a machine may lack."""
+        each = (self, self.evaluation)
+        return any(one.gpus != "auto" or one.memory_gb is not None for one in each)
+
+    @property
+    def asks_for_memory(self) -> bool:
+        """Whether a share follows from the memory of the devices."""
+        return self.memory_gb is not None or self.evaluation.memory_gb is not None
+
+    def shares(self, nodes: Sequence[Node]) -> Shares:
+        """Return who gets how much of these nodes."""
         return plan_shares(
-            cpus,
-            gpus,
+            nodes,
             concurrent=None if self.concurrent == "auto" else self.concurrent,
             trial_cpus=float(self.cpus),
             trial_gpus=None if self.gpus == "auto" else float(self.gpus),
             evaluation_workers=None if self.evaluation.workers == "auto" else self.evaluation.workers,
             evaluation_cpus=float(self.evaluation.cpus),
             evaluation_gpus=None if self.evaluation.gpus == "auto" else float(self.evaluation.gpus),
+            trial_memory_bytes=self.memory_bytes,
+            evaluation_memory_bytes=self.evaluation.memory_bytes,
         )
+
+    def problems(self, nodes: Sequence[Node]) -> list[Problem]:
+        """Return why these nodes cannot run one training beside the attacks; Ray would wait for ever."""
+        here = ("resources",)
+        trainings, attacks = self.memory_bytes, self.evaluation.memory_bytes
+        found = []
+        for path, what, memory in ((here, "a training", trainings), ((*here, "evaluation"), "an attack", attacks)):
+            if memory is not None and (message := unfit(what, memory, nodes)):
+                hint = f"Give {'.'.join((*path, 'gpus'))} instead, or leave such nodes out."
+                found.append(Problem((*path, "memory_gb"), f"{message}.", hint))
+        if not found and (lacking := shortage(self.shares(nodes), nodes)):
+            short = "cpus" if "CPUs of one node" in lacking else "gpus"
+            hint = "Ask for less (gpus: auto takes what is there), or join a cluster that has it with --address."
+            found.append(Problem((*here, short), f"{lacking}.", hint))
+        return found
 
 
 class TrackingSection(Config):
@@ -182,6 +241,14 @@ class RepeatedPolicy(FailurePolicy):
     """How often it is tried again all the same."""
 
 
+class NodePolicy(FailurePolicy):
+    """A machine was lost with the trainings on it, which is not their fault; a training that brings its machine down is
+    to end some day all the same, hence an allowance of its own."""
+
+    retries: Annotated[int, Field(ge=0)] | None = 100
+    """How often it goes on elsewhere after that; None: it shares `failures.retries`."""
+
+
 class MemoryPolicy(FailurePolicy):
     """A device or the machine had no memory left."""
 
@@ -214,6 +281,8 @@ class FailuresSection(Config):
     waits for ever."""
     crash: FailurePolicy = FailurePolicy()
     """The worker process died."""
+    node: NodePolicy = NodePolicy()
+    """The machine was lost that a training ran on. Attacks that lose theirs are judged again without being asked."""
     memory: MemoryPolicy = MemoryPolicy()
     """A device or the machine had no memory left."""
     hang: FailurePolicy = FailurePolicy()

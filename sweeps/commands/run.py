@@ -1,4 +1,4 @@
-"""Commands that run: plan, prefetch, launch, resume, trial."""
+"""Commands that run: doctor, plan, prefetch, launch, resume, trial."""
 
 from __future__ import annotations
 
@@ -18,11 +18,61 @@ PANEL = "Run"
 
 
 @app.command(rich_help_panel=PANEL)
-def plan(file: File, storage: Storage = RUNS, scale: Scale = None, set_: Overrides = None) -> None:
-    """Validate a file and show what it would run, without starting anything."""
-    from sweeps.plan import describe, render
+def doctor(
+    storage: Storage = RUNS,
+    address: Address = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option("--mlflow", metavar="URI", help="MLflow server; default: the storage folder's database."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON list, for programs.")] = False,
+) -> None:
+    """Check what a sweep needs here: packages, GPUs, storage, MLflow, Ray. Exit code 2 if something is in the way."""
+    from dataclasses import asdict
 
-    out.print(render(describe(read(file, set_ or [], scale)), storage))
+    from sweeps.doctor import line
+    from sweeps.doctor_facts import findings
+
+    found = []
+    for finding in findings(storage, address, mlflow):
+        found.append(finding)
+        if not json_:
+            out.print(line(finding, width=8), soft_wrap=True, highlight=False)
+    if json_:
+        out.print_json(json.dumps([asdict(finding) for finding in found]))
+    raise typer.Exit(2 if any(finding.state == "bad" for finding in found) else 0)
+
+
+@app.command(rich_help_panel=PANEL)
+def plan(
+    file: File,
+    storage: Storage = RUNS,
+    scale: Scale = None,
+    set_: Overrides = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on", metavar="CLUSTER", help="Nodes that are not here: 4x80GB, '2*(8x24GB,64cpu)', a settings file."
+        ),
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option("--like", metavar="NAME", help="A sweep that has run, whose seconds tell the time.")
+    ] = None,
+) -> None:
+    """Validate a file and show what it would run, without starting anything.
+
+    What fits at once is shown for this machine, or for the nodes that --on describes: by GPUs and cores, such as 4x80GB
+    or 2*(8xa100:80GB,64cpu)+16cpu, or by a settings file, such as cluster/presets/slurm.yaml.
+    """
+    from sweeps.plan import describe, render
+    from sweeps.plan_inputs import nodes_to_plan, seconds_of
+
+    config = read(file, set_ or [], scale)
+    nodes = nodes_to_plan(on)
+    if on is not None and (problems := config.resources.problems(nodes)):
+        raise ConfigError(problems)
+    measured = None if like is None else seconds_of(like, storage)
+    out.print(render(describe(config), storage, nodes, measured))
 
 
 @app.command(rich_help_panel=PANEL)

@@ -1,9 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.resources import Shares, plan_shares, shortage
+from cluster.described import read_nodes
+from cluster.packing import Device, Node
+from cluster.resources import (
+    GB,
+    TRAINING,
+    Shares,
+    lay_out,
+    lay_out_by_kind,
+    plan_shares,
+    shares_by_kind,
+    shortage,
+    unfit,
+)
 
 AUTO = {
     "concurrent": None,
@@ -15,23 +29,28 @@ AUTO = {
 }
 
 
+def machine(cpus: float, gpus: int) -> list[Node]:
+    """One machine on which Ray is started for the sweep."""
+    return [Node("here", cpus, tuple(Device("here", index) for index in range(gpus)), started_here=True)]
+
+
 def test_a_laptop_without_gpu_trains_on_every_core_with_evaluation_beside() -> None:
-    shares = plan_shares(2, 0, **AUTO)
+    shares = plan_shares(machine(2, 0), **AUTO)
     assert shares == Shares(2, 1.0, 0.0, 1, 1.0, 0.0)
 
 
 def test_one_gpu_is_divided_between_training_and_evaluation() -> None:
-    shares = plan_shares(16, 1, **AUTO)
+    shares = plan_shares(machine(16, 1), **AUTO)
     assert (shares.concurrent, shares.trial_gpus, shares.evaluation_gpus) == (1, 0.75, 0.25)
 
 
 def test_a_pinned_gpu_share_decides_how_many_trials_fit() -> None:
-    shares = plan_shares(64, 2, **{**AUTO, "trial_gpus": 0.25})
+    shares = plan_shares(machine(64, 2), **{**AUTO, "trial_gpus": 0.25})
     assert shares.concurrent == 3 + 4  # one quarter of the first device is evaluation's
 
 
 def test_a_pinned_number_of_trials_wins() -> None:
-    assert plan_shares(8, 0, **{**AUTO, "concurrent": 3}).concurrent == 3
+    assert plan_shares(machine(8, 0), **{**AUTO, "concurrent": 3}).concurrent == 3
 
 
 @given(
@@ -42,7 +61,8 @@ def test_a_pinned_number_of_trials_wins() -> None:
 )
 def test_planned_gpu_shares_never_exceed_the_devices(cpus: int, gpus: int, share: float, attack: float) -> None:
     shares = plan_shares(
-        cpus, gpus, **{**AUTO, "trial_gpus": share if gpus else 0.0, "evaluation_gpus": attack if gpus else 0.0}
+        machine(cpus, gpus),
+        **{**AUTO, "trial_gpus": share if gpus else 0.0, "evaluation_gpus": attack if gpus else 0.0},
     )
     used = shares.concurrent * shares.trial_gpus + shares.evaluation_workers * shares.evaluation_gpus
     assert shares.concurrent >= 1
@@ -56,21 +76,21 @@ def test_draining_workers_fit_where_the_trials_were() -> None:
 
 
 def test_a_larger_share_means_fewer_trainings_and_never_more_than_a_device_has_left() -> None:
-    one = plan_shares(8, 1, **{**AUTO, "trial_gpus": 0.25})
+    one = plan_shares(machine(8, 1), **{**AUTO, "trial_gpus": 0.25})
     assert (one.concurrent, one.largest_gpus) == (3, 0.75)
     assert [(s.concurrent, s.trial_gpus) for s in (one.grown(2), one.grown(3), one.grown(100))] == [
         (1, 0.5),
         (1, 0.75),
         (1, 0.75),
     ]
-    two = plan_shares(8, 2, **{**AUTO, "trial_gpus": 0.25})
+    two = plan_shares(machine(8, 2), **{**AUTO, "trial_gpus": 0.25})
     assert (two.concurrent, two.largest_gpus) == (7, 1.0)
     assert (two.grown(4).concurrent, two.grown(4).trial_gpus) == (1, 1.0)
     assert one.grown(1) == one
 
 
 def test_without_gpus_it_is_the_cores_that_grow_up_to_all_of_them() -> None:
-    eight = plan_shares(8, 0, **AUTO)
+    eight = plan_shares(machine(8, 0), **AUTO)
     assert [(s.concurrent, s.trial_cpus) for s in (eight.grown(2), eight.grown(3), eight.grown(64))] == [
         (4, 2.0),
         (2, 3.0),
@@ -84,7 +104,7 @@ def test_without_gpus_it_is_the_cores_that_grow_up_to_all_of_them() -> None:
     times=st.sampled_from([1, 1.5, 2, 8, 1024]),
 )
 def test_grown_shares_fit_where_the_usual_ones_did(gpus: int, share: float, times: float) -> None:
-    usual = plan_shares(16, gpus, **{**AUTO, "trial_gpus": share if gpus else None})
+    usual = plan_shares(machine(16, gpus), **{**AUTO, "trial_gpus": share if gpus else None})
     grown = usual.grown(times)
     room = max(usual.concurrent * usual.trial_gpus, usual.largest_gpus)
     assert grown.concurrent >= 1
@@ -97,15 +117,72 @@ def test_grown_shares_fit_where_the_usual_ones_did(gpus: int, share: float, time
 def test_one_training_beside_the_attacks_fits_or_it_is_said_what_is_lacking(
     gpus: int, share: float, attack: float
 ) -> None:
-    shares = plan_shares(8, gpus, **{**AUTO, "trial_gpus": share, "evaluation_gpus": attack})
+    shares = plan_shares(machine(8, gpus), **{**AUTO, "trial_gpus": share, "evaluation_gpus": attack})
     whole = [1.0] * gpus
     if attack and whole:
         whole[0] -= attack
     fits = sum(whole) >= share if share > 1 else any(left >= share for left in whole) or not share
     fits = fits and (not attack or bool(gpus))
-    assert (shortage(shares, 8, gpus) == "") is fits
+    assert (shortage(shares, machine(8, gpus)) == "") is fits
 
 
 def test_what_is_lacking_is_said_in_numbers() -> None:
-    found = shortage(plan_shares(8, 1, **{**AUTO, "trial_gpus": 1.0}), 8, 1)
+    found = shortage(plan_shares(machine(8, 1), **{**AUTO, "trial_gpus": 1.0}), machine(8, 1))
     assert found == "a training needs 1 GPU and the attacks 0.25 beside; found 1 GPU and 8 CPUs"
+
+
+def test_trainings_at_once_are_what_fits_on_each_node_and_not_on_their_sum() -> None:
+    three_cores = [Node("a", 3, ()), Node("b", 3, ())]
+    shares = plan_shares(three_cores, **{**AUTO, "trial_cpus": 2.0})
+    assert shares.concurrent == 2  # 6 cores would be three trainings of two
+    assert plan_shares(three_cores, **AUTO).concurrent == 5  # a core is the attacks'
+    assert plan_shares(read_nodes("2*(1x24GB,8cpu)"), **{**AUTO, "trial_gpus": 0.6}).concurrent == 2
+
+
+def test_a_share_is_the_memorys_part_of_the_smallest_device() -> None:
+    memory = {"trial_memory_bytes": 20 * GB, "evaluation_memory_bytes": 5.5 * GB}
+    large = plan_shares(read_nodes("2x80GB"), **AUTO, **memory)
+    assert (large.trial_gpus, large.evaluation_gpus, large.concurrent) == (0.25, 0.07, 3 + 4)
+    small = plan_shares(read_nodes("2x24GB"), **AUTO, **memory)
+    assert (small.trial_gpus, small.evaluation_gpus, small.concurrent) == (0.84, 0.23, 1)
+    mixed = read_nodes("2x24GB+2x80GB")
+    both = plan_shares(mixed, **AUTO, **memory)
+    assert (both.trial_gpus, both.evaluation_gpus, both.concurrent) == (0.84, 0.23, 3)
+    assert lay_out_by_kind(both, mixed, 20 * GB, 5.5 * GB).count(TRAINING) == 1 + 4 + 4
+
+
+def test_shares_by_kind_are_rounded_up_and_leave_out_what_is_too_small() -> None:
+    nodes = read_nodes("1x80GB,1xbig:30GB,1x8GB,1xa100")
+    assert shares_by_kind(10 * GB, nodes) == {"80 GB": 0.13, "big 30 GB": 0.34}
+    assert shares_by_kind(8 * GB, nodes)["8 GB"] == 1.0
+
+
+def test_memory_that_a_device_lacks_or_does_not_tell_is_said() -> None:
+    assert unfit("a training", 12 * GB, read_nodes("1x80GB+1x8GB")).endswith("device that has less (8 GB)")
+    assert "the memory of a100 is not known" in unfit("an attack", 12 * GB, read_nodes("1xa100,1x80GB"))
+    assert unfit("a training", 12 * GB, read_nodes("4x80GB")) == ""
+
+
+def test_a_cluster_whose_nodes_have_too_few_cores_is_refused_and_one_without_nodes_is_waited_for() -> None:
+    shares = plan_shares([Node("a", 2), Node("b", 2)], **{**AUTO, "trial_cpus": 4.0})
+    found = shortage(shares, [Node("a", 2), Node("b", 2)])
+    assert found == "a training needs 4 CPUs of one node and the attacks 1 beside; found 0 GPUs and 4 CPUs on 2 nodes"
+    assert shortage(shares, [Node("head", 0)]) == ""
+
+
+@given(
+    cpus=st.lists(st.integers(1, 16), min_size=1, max_size=4),
+    gpus=st.integers(0, 4),
+    share=st.sampled_from([0.1, 0.3, 0.5, 1.0]),
+    each=st.sampled_from([1.0, 2.0, 3.0]),
+)
+def test_all_that_is_planned_at_once_has_a_place(cpus: list[int], gpus: int, share: float, each: float) -> None:
+    nodes = [
+        Node(f"n{place}", count, tuple(Device(f"n{place}", index) for index in range(gpus)))
+        for place, count in enumerate(cpus)
+    ]
+    shares = plan_shares(nodes, **{**AUTO, "trial_gpus": share if gpus else None, "trial_cpus": each})
+    if shortage(shares, nodes) == "":
+        assert lay_out(shares, nodes).unplaced == ()
+        more = replace(shares, concurrent=shares.concurrent + 1)
+        assert [unplaced.count for unplaced in lay_out(more, nodes).unplaced] == [1]

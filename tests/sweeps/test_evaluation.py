@@ -16,7 +16,17 @@ import pytest
 
 from cluster.resources import Shares
 from search_spaces.errors import StorageError, has_hung
-from sweeps.evaluation import LOST_WORKERS, EvaluationPool, is_lost, priority, warm_up
+from sweeps.evaluation import (
+    LOST_NODES,
+    LOST_WORKERS,
+    NODE_PAUSE_S,
+    ROOM_S,
+    EvaluationPool,
+    is_lost,
+    is_lost_with_node,
+    priority,
+    warm_up,
+)
 from sweeps.pulse import beat
 from sweeps.stage_job import ShardResult, StageJob, StageOutcome, judge_here
 from tests.sweeps import ledgers
@@ -99,6 +109,10 @@ class RayTaskError(RayError):
     """What the task itself raised."""
 
 
+class RayNodeError(RayError):
+    """The node was lost."""
+
+
 class RayMemoryError(RayError):
     """The node had no memory left."""
 
@@ -110,7 +124,9 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
         placement_group=lambda bundles, strategy: types.SimpleNamespace(ready=lambda: "ready")
     )
     strategies = types.SimpleNamespace(PlacementGroupSchedulingStrategy=lambda group: "reserved")
-    errors: Any = types.SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError, OutOfMemoryError=RayMemoryError)
+    errors: Any = types.SimpleNamespace(
+        RayError=RayError, RayTaskError=RayTaskError, OutOfMemoryError=RayMemoryError, NodeDiedError=RayNodeError
+    )
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setitem(sys.modules, "ray.exceptions", errors)
     monkeypatch.setitem(sys.modules, "ray.util", types.SimpleNamespace())  # type: ignore[misc]
@@ -304,6 +320,73 @@ def test_a_shard_whose_worker_dies_starts_again_so_often_and_no_oftener(ray: Fak
     assert [(ended.number, isinstance(outcome, StageOutcome)) for ended, outcome in pool.done()] == [(1, True)]
 
 
+def test_a_lost_node_is_not_the_shards_fault_and_nothing_starts_until_ray_has_noticed(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock: Any = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(
+        "sweeps.evaluation.time", types.SimpleNamespace(monotonic=lambda: clock.now, time=lambda: clock.now)
+    )
+    pool = pool_of(1)
+    pool.submit(job(LATER, standing=5))
+    for task in range(LOST_WORKERS + 2):
+        ray.end(task, RayNodeError("the node was lost"))
+        assert pool.done() == []
+        assert len(ray.started) == task + 1, "another one at once would go to the lost node again"
+        clock.now += NODE_PAUSE_S
+        assert pool.done() == []
+        assert len(ray.started) == task + 2
+    ray.end(LOST_WORKERS + 2)
+    ((_, outcome),) = pool.done()
+    assert isinstance(outcome, StageOutcome)
+
+
+def test_a_shard_that_takes_every_node_down_fails_at_last(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.evaluation.NODE_PAUSE_S", 0.0)
+    pool = pool_of(1)
+    pool.submit(job(LATER, standing=5))
+    for task in range(LOST_NODES):
+        ray.end(task, RayNodeError("the node was lost"))
+        assert pool.done() == []
+    ray.end(LOST_NODES, RayNodeError("the node was lost"))
+    ((_, outcome),) = pool.done()
+    assert "the node was lost" in str(outcome)
+
+
+def test_after_the_trainings_as_many_shards_run_as_have_room_on_the_nodes_that_there_are(ray: FakeRay) -> None:
+    pool = pool_of(1)
+    pool.follow(Shares(5, 1, 0, 1, 1, 0))
+    assert pool.capacity == 1, "while trials train it keeps to its share"
+    pool.use_everything()
+    assert pool.capacity == 5
+    pool.follow(Shares(2, 1, 0, 1, 1, 0))
+    assert pool.capacity == 2
+
+
+@pytest.mark.parametrize(("state", "asks"), [("RESCHEDULING", True), ("CREATED", False)])
+def test_the_pool_asks_for_room_when_its_share_has_no_place_and_not_at_every_look(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch, state: str, asks: bool
+) -> None:
+    clock: Any = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(
+        "sweeps.evaluation.time", types.SimpleNamespace(monotonic=lambda: clock.now, time=lambda: clock.now)
+    )
+    pool = pool_of(1)
+    monkeypatch.setattr(
+        sys.modules["ray.util.placement_group"], "placement_group_table", lambda group: {"state": state}, raising=False
+    )
+    clock.now = ROOM_S
+    assert not pool.wants_room(), "nothing is to be judged"
+    pool.submit(job(LATER, standing=5))
+    assert pool.wants_room() is asks
+    assert not pool.wants_room(), "what was asked for takes a moment"
+    clock.now = 2 * ROOM_S
+    assert pool.wants_room() is asks
+    pool.use_everything()
+    clock.now = 3 * ROOM_S
+    assert not pool.wants_room()
+
+
 @pytest.mark.parametrize(
     "error", [RayTaskError("the attack raised"), RayMemoryError("out of memory"), ValueError("no")]
 )
@@ -322,6 +405,7 @@ def test_rays_own_errors_are_told_apart() -> None:
     of_the_attack = RayTaskError("judge_shard", "Traceback", ValueError("no"))
     found = [is_lost(e) for e in (WorkerCrashedError(), NodeDiedError("n"), OutOfMemoryError("m"), of_the_attack)]
     assert found == [True, True, False, False]
+    assert [is_lost_with_node(e) for e in (WorkerCrashedError(), NodeDiedError("n"))] == [False, True]
     assert not is_lost(ValueError("no"))
 
 

@@ -66,6 +66,7 @@ def test_a_lack_of_memory_asks_for_a_larger_share_and_nothing_else_does() -> Non
 def test_however_failures_mix_the_attempts_are_bounded(
     happens: list[str], own: dict[str, int | None], shared: int
 ) -> None:
+    own = {"node": None, **own}
     policy = section(retries=shared, **{kind: {"retries": count} for kind, count in own.items()})
     failed: Counter[str] = Counter()
     attempts = 1

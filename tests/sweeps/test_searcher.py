@@ -142,6 +142,8 @@ def test_a_stopped_training_loses_its_actor_even_if_it_comes_late(
     [
         ("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.", "memory"),
         ("The actor died unexpectedly before finishing this task.", "crash"),
+        ("The actor died because its node has died. Node Id: 1f00", "node"),
+        ("ray.exceptions.ActorUnavailableError: The actor is temporarily unavailable: RpcError: Socket closed", "node"),
         (None, "crash"),
     ],
 )
@@ -159,6 +161,28 @@ def test_a_dead_worker_is_a_crash_unless_ray_says_that_memory_was_short(
         trial = driven.ledger.trial(job.number)
         assert trial.failed_as == {kind: 1}
         assert (said or "") in (trial.error or "")
+
+
+def test_a_training_makes_room_for_the_attacks_after_an_epoch_and_goes_on_later_without_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with driving(create(tmp_path)) as driven:
+        wants = [True]
+        tune = Tune(driven, monkeypatch, wants_room=lambda: wants.pop() if wants else False)
+        first, second = tune.start(), tune.start()
+        tune.report_an_epoch("t0", first)
+        tune.report_an_epoch("t1", second)
+        tune.look(1)
+        assert tune.killed == ["actor of t0"]
+        tune.searcher.on_trial_complete("t0", error=True)
+        assert driven.ledger.trial(first.number).failures == 0
+        tune.searcher.concurrent = 1
+        assert tune.searcher.suggest("none") is None, "one trains, and no more have room"
+        tune.searcher.concurrent = 2
+        again = tune.start()
+        assert (again.number, again.token) != (first.number, first.token)
+        assert again.number == first.number
+        assert driven.ledger.trial(first.number).epochs == len(trained(first, 0.5).history)
 
 
 def test_each_fit_hands_out_one_share_and_ends_when_no_training_has_it(

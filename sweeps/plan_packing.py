@@ -1,0 +1,123 @@
+"""What of a plan fits on which node and device at once, as rows of the plan's table. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from cluster.packing import Node, Packing, Placement
+from cluster.resources import ATTACK, TRAINING, Shares, lay_out, lay_out_by_kind, shares_by_kind
+from sweeps.config import SweepConfig
+
+TITLE = "packing"
+Row = tuple[str, str, str, str, str]
+"""Node, device, what is on it, what is left of the device, and of the node's cores."""
+HEAD: Row = ("node", "GPU", "on each", "left of each", "CPUs left")
+
+
+def packing_rows(config: SweepConfig, nodes: Sequence[Node]) -> Iterator[tuple[str, str]]:
+    """Yield the rows of the plan's table: how much runs at once on these nodes, where, and what decides it."""
+    if problems := config.resources.problems(nodes):
+        for problem in problems:
+            yield TITLE, f"not on {_place(nodes)}: {problem}"
+        return
+    shares = config.resources.shares(nodes)
+    packing = lay_out(shares, nodes)
+    words = {TRAINING: "training", ATTACK: "attack" if config.attacks is not None else "kept for attacks"}
+    yield TITLE, f"{_place(nodes)}: {_at_once(shares, packing, config)}"
+    rows = [HEAD, *layout_rows(packing, nodes, words)]
+    if any(node.devices for node in nodes) or len(nodes) > 1:
+        widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+        for row in rows:
+            yield TITLE, "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+    for unplaced in packing.unplaced:
+        yield "", f"{unplaced.count} of the {words[unplaced.request]}s asked for would wait: {unplaced.why}"
+    yield from (("", note) for note in _notes(config, shares, nodes))
+
+
+def _place(nodes: Sequence[Node]) -> str:
+    """Say what there is: "this machine", "3 nodes"; with its GPUs and cores."""
+    kinds = Counter(device.kind for node in nodes for device in node.devices)
+    cpus = sum(node.cpus for node in nodes)
+    has = [f"{count} × {kind}" for kind, count in kinds.items()]
+    has += [f"{cpus:g} CPU{'' if cpus == 1 else 's'}"] if math.isfinite(cpus) else []
+    where = nodes[0].name if len(nodes) == 1 else f"{len(nodes)} nodes"
+    return f"{where} ({', '.join(has)})"
+
+
+def _at_once(shares: Shares, packing: Packing, config: SweepConfig) -> str:
+    """Say how many train and attack at once."""
+    trainings = packing.count(TRAINING)
+    text = f"{trainings} training{'' if trainings == 1 else 's'} at once, {_each(shares.trial_cpus, shares.trial_gpus)}"
+    if config.attacks is None:
+        return text
+    attacks = packing.count(ATTACK)
+    each = _each(shares.evaluation_cpus, shares.evaluation_gpus)
+    return f"{text}; beside them {attacks} attack{'' if attacks == 1 else 's'}, {each}"
+
+
+def _each(cpus: float, gpus: float) -> str:
+    return f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+
+
+def layout_rows(packing: Packing, nodes: Sequence[Node], words: dict[str, str]) -> list[Row]:
+    """Return a row for each run of devices of a node that hold the same; nodes that are alike share theirs."""
+    rows: list[Row] = []
+    on_node: dict[str, list[Placement]] = {node.name: [] for node in nodes}
+    for placement in packing.placements:
+        on_node[placement.node].append(placement)
+    described = [(node, tuple(_node_rows(node, on_node[node.name], packing, words))) for node in nodes]
+    for lines, group in groupby(described, key=lambda one: one[1]):
+        alike = [node for node, _ in group]
+        name = alike[0].name if len(alike) == 1 else f"{alike[0].name} to {alike[-1].name}"
+        rows += [(name if place == 0 else "", *line) for place, line in enumerate(lines)]
+    return rows
+
+
+def _node_rows(
+    node: Node, placements: Sequence[Placement], packing: Packing, words: dict[str, str]
+) -> Iterator[tuple[str, str, str, str]]:
+    cores = packing.cpus_left[node.name]
+    left = f"{cores:g} of {node.cpus:g}" if math.isfinite(cores) else "not counted"
+    without = [placement for placement in placements if not placement.devices]
+    if without or not node.devices:
+        yield "none", _contents(without, words), "", left
+        left = ""
+    held = {device.index: [p for p in placements if device.index in p.devices] for device in node.devices}
+    lines = [(d.index, _contents(held[d.index], words), packing.gpus_left[node.name, d.index]) for d in node.devices]
+    for (contents, share), group in groupby(lines, key=lambda line: line[1:]):
+        indices = [index for index, *_ in group]
+        span = str(indices[0]) if len(indices) == 1 else f"{indices[0]}–{indices[-1]}"
+        yield span, contents, f"{share:g}", left
+        left = ""
+
+
+def _contents(placements: Sequence[Placement], words: dict[str, str]) -> str:
+    """Say what is on one device: "attack 0.25, 3 × training 0.25"; or part of what spans several."""
+    counted = Counter((p.request, p.gpus, len(p.devices)) for p in placements)
+    parts = []
+    for (request, share, spanned), count in counted.items():
+        times = f"{count} × " if count > 1 else ""
+        amount = f" of {spanned} GPUs" if spanned > 1 else (f" {share:g}" if share else "")
+        parts.append(f"{times}{words[request]}{amount}")
+    return ", ".join(parts) or "nothing"
+
+
+def _notes(config: SweepConfig, shares: Shares, nodes: Sequence[Node]) -> Iterator[str]:
+    """Yield what decides the shares, and what else could."""
+    wanted = config.resources
+    if not shares.trial_gpus:
+        return
+    if wanted.memory_bytes is not None:
+        each = shares_by_kind(wanted.memory_bytes, nodes)
+        if len(set(each.values())) > 1:
+            fitting = lay_out_by_kind(shares, nodes, wanted.memory_bytes, wanted.evaluation.memory_bytes)
+            own = ", ".join(f"{share:g} of {kind}" for kind, share in each.items())
+            would = f"one for each kind would fit {fitting.count(TRAINING)} ({own})"
+            yield f"Ray is given one share, what the smallest GPU needs; {would}"
+    elif wanted.gpus == "auto":
+        yield f"{shares.trial_gpus:g} GPU is no measurement: with resources.memory_gb or .gpus more may train at once"
+    if sum(len(node.devices) for node in nodes) > 1:
+        yield "Ray chooses the devices itself, and may stack trainings on one while another idles"
