@@ -21,8 +21,6 @@ from sweeps.summary import front_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {path.stem: path for path in sorted((ROOT / "sweeps" / "presets").glob("*.yaml"))}
-FAST = "cifar10_arrays"
-"""The preset whose smoke run is in the fast suite: every kind of method, and an attack that only the front needs."""
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +147,8 @@ def smoke_run(name: str, storage: Path) -> None:
     ledger.close()
 
 
-@pytest.mark.ray
-def test_a_preset_runs_through_at_the_smoke_scale(tmp_path: Path) -> None:
-    smoke_run(FAST, tmp_path)
-
-
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != FAST])
-def test_every_other_preset_runs_through_at_the_smoke_scale(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_runs_through_at_the_smoke_scale(name: str, tmp_path: Path) -> None:
     smoke_run(name, tmp_path)

@@ -48,6 +48,7 @@ def assert_whole(sweep: Sweep, trials: int) -> None:
         assert_equal_to_reruns(ledger)
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_costs_the_epochs_under_way_on_it_and_one_that_joins_is_used(start: Start) -> None:
     nodes, sweep = start("search.trials=3", pace_s=0.3, nodes=2, gpus=1)
     sweep.until(lambda: any(2 <= done < EPOCHS - 1 for done in sweep.epochs()))
