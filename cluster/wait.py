@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from cluster.authentication import agree
+from cluster.connect import joined_nodes
 from search_spaces.errors import SweepError
 
 POLL_S = 5.0
@@ -68,11 +70,6 @@ def wait_for_nodes(
         ray.shutdown()
 
 
-def able_nodes(nodes: list[dict[str, object]], cpus: float, gpus: float) -> int:
+def able_nodes(nodes: Sequence[Mapping[str, Any]], cpus: float, gpus: float) -> int:
     """Count the living nodes, as ``ray.nodes()`` lists them, that have so many CPUs and GPUs."""
-    count = 0
-    for node in nodes:
-        resources = node.get("Resources")
-        has = resources if isinstance(resources, dict) else {}
-        count += bool(node.get("Alive")) and has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
-    return count
+    return sum(node.cpus >= cpus and len(node.devices) >= gpus for node in joined_nodes(nodes))

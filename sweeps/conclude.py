@@ -6,14 +6,13 @@ from rich.console import Console
 
 from sweeps.confirm_cost import more_seeds, suggestion
 from sweeps.confirmation_view import confirmation_sentences, confirmation_table, single_seed_note
-from sweeps.confirmed import confirmation_of
 from sweeps.folder import SweepFolder
 from sweeps.gains import gain_sentence
 from sweeps.ledger import Ledger
 from sweeps.records import IMPORTED
-from sweeps.report import build_report
+from sweeps.report import read_report, write_report
 from sweeps.snapshot import Snapshot
-from sweeps.summary import front_of, headline, sweep_state
+from sweeps.summary import front_of, headline
 from sweeps.terminal import front_scatter, front_table, replicates_table
 from sweeps.tracking_ui import links
 
@@ -23,20 +22,21 @@ DEFAULT_PORT = 5000
 def conclude(folder: SweepFolder, console: Console) -> None:
     """Show what the sweep has come to so far; works for unfinished sweeps too."""
     ledger = Ledger.at(folder.ledger)
-    html, _ = build_report(ledger, folder)
-    sweep, trials = ledger.sweep(), ledger.trials()
+    snapshot, state = read_report(ledger, folder)
+    html, _ = write_report(snapshot, state, folder)
+    sweep, trials = snapshot.sweep, snapshot.trials
     console.print()
-    console.print(front_scatter(ledger))
-    console.print(front_table(ledger))
+    console.print(front_scatter(snapshot))
+    console.print(front_table(snapshot))
     console.print()
-    if (replicates := replicates_table(ledger)) is not None:
+    if (replicates := replicates_table(snapshot)) is not None:
         console.print(replicates)
         console.print()
-    console.print(f"{folder.name}: {sweep_state(ledger)}, {headline(sweep, trials)}", highlight=False)
-    print_line(console, "gain", gain_sentence(Snapshot.read(ledger)))
-    print_confirmation(console, Snapshot.read(ledger), folder, sweep_state(ledger))
+    console.print(f"{folder.name}: {state}, {headline(sweep, trials)}", highlight=False)
+    print_line(console, "gain", gain_sentence(snapshot))
+    print_confirmation(console, snapshot, folder, state)
     print_line(console, "report", str(html))
-    if flagged := len(Snapshot.read(ledger).flags):
+    if flagged := len(snapshot.flags):
         trials_have = f"{flagged} trial{'s have' if flagged > 1 else ' has'}"
         print_line(
             console, "flags", f"{trials_have} reasons not to trust the attacks: Warnings and flags in the report"
@@ -47,15 +47,18 @@ def conclude(folder: SweepFolder, console: Console) -> None:
     elif any(trial.label == IMPORTED for trial in trials):
         print_line(console, "another plan", f"{folder.command('evaluate')} --plan FILE")
     elif sweep.document.get("confirms"):
-        print_line(console, "more seeds", more_seeds(Snapshot.read(ledger), folder))
+        print_line(console, "more seeds", more_seeds(snapshot, folder))
     else:
         print_line(console, "more trials", f"{folder.resume_command} --trials {sweep.requested * 2}")
     ledger.close()
 
 
 def print_confirmation(console: Console, snapshot: Snapshot, folder: SweepFolder, state: str) -> None:
-    """Show what became of the front with new seeds, or how to find out and what that takes."""
-    confirming = confirmation_of(snapshot, state, folder)
+    """Show what became of the front with new seeds, or how to find out and what that takes.
+
+    Args: snapshot: as `read_report` returns it.
+    """
+    confirming = snapshot.confirming
     if confirming is not None:
         if (table := confirmation_table(confirming)) is not None:
             console.print()

@@ -289,9 +289,9 @@ def _default_root(dataset: Any) -> dict[str, str]:
 
 def _build(document: dict[str, Any], source: Source) -> SweepConfig:
     parsed = read_sections(document)
-    problems = [source.locate(problem) for problem in (*parsed.problems, *cross_problems(parsed))]
+    problems = [*parsed.problems, *cross_problems(parsed)]
     if problems:
-        raise ConfigError(sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0)))
+        raise source.refusal(problems)
     return _assemble(document, parsed)
 
 

@@ -28,8 +28,7 @@ def nodes_to_plan(on: str | None) -> list[Node]:
     document, source = read_document(Path(on))
     nodes, problems = nodes_of(document)
     if problems:
-        located = [source.locate(problem) for problem in problems]
-        raise ConfigError(sorted(located, key=lambda problem: (problem.line is None, problem.line or 0)))
+        raise source.refusal(problems)
     return nodes
 
 

@@ -51,9 +51,18 @@ ROWS_SHOWN = 100
 
 def build_report(ledger: Ledger, folder: SweepFolder) -> tuple[Path, Path]:
     """Write report.html and report.md into the sweep's folder and return their paths; works at any time."""
+    return write_report(*read_report(ledger, folder), folder)
+
+
+def read_report(ledger: Ledger, folder: SweepFolder) -> tuple[Snapshot, str]:
+    """Return what a report is made of: the snapshot with what only reports read, and the sweep's state."""
     snapshot, state = Snapshot.read(ledger), sweep_state(ledger)
     overfitting = tuple(overfitting_by_method(ledger, snapshot.trials))
-    snapshot = replace(snapshot, overfitting=overfitting, confirming=confirmation_of(snapshot, state, folder))
+    return replace(snapshot, overfitting=overfitting, confirming=confirmation_of(snapshot, state, folder)), state
+
+
+def write_report(snapshot: Snapshot, state: str, folder: SweepFolder) -> tuple[Path, Path]:
+    """Write what `read_report` returned as `build_report` does."""
     _write(folder.report_html, render_html(snapshot, state, folder.command("ui")))
     _write(folder.report_markdown, render_markdown(snapshot, state))
     return folder.report_html, folder.report_markdown

@@ -9,7 +9,6 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
 from sweeps.snapshot import Snapshot, accuracy, exactness, searched, spread
 from sweeps.summary import objective_values
@@ -17,9 +16,8 @@ from sweeps.summary import objective_values
 Point = tuple[float, float, TrialRecord]
 
 
-def front_table(ledger: Ledger) -> Table:
+def front_table(snapshot: Snapshot) -> Table:
     """Return the front, one row per trial, by falling clean accuracy; "!" marks trials with flags."""
-    snapshot = Snapshot.read(ledger)
     return trials_table(snapshot, snapshot.front, _title(snapshot))
 
 
@@ -55,9 +53,8 @@ def _caption(snapshot: Snapshot, trials: Sequence[TrialRecord]) -> str | None:
     return "! The robustness of these trials may be an attack's failure: see Warnings and flags in the report."
 
 
-def replicates_table(ledger: Ledger) -> Table | None:
+def replicates_table(snapshot: Snapshot) -> Table | None:
     """Return mean ± standard deviation of the configurations that were trained more than once; None without any."""
-    snapshot = Snapshot.read(ledger)
     if not snapshot.replicates:
         return None
     title = "Replicates: mean ± standard deviation over seeds (validation)"
@@ -87,12 +84,11 @@ def _title(snapshot: Snapshot) -> str:
     return f"Pareto front: {count} trial{'s' * (count != 1)} (validation{settled})"
 
 
-def front_scatter(ledger: Ledger, width: int = 60, height: int = 16) -> Text:
+def front_scatter(snapshot: Snapshot, width: int = 60, height: int = 16) -> Text:
     """Return clean against robust accuracy as text, width × height characters within the axes; empty without a point.
 
     Every method has a letter: a bold capital on the front, a small one elsewhere, dim where robust is only a bound.
     """
-    snapshot = Snapshot.read(ledger)
     across, up, points = _points(snapshot)
     if not points:
         return Text()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -37,6 +37,11 @@ class Source:
     """1-based line of every key and list entry."""
     overrides: tuple[tuple[Path, str], ...] = ()
     """What each override sets, and the option as it was typed, in order."""
+
+    def refusal(self, problems: Iterable[Problem]) -> ConfigError:
+        """Return the error that tells all problems, by line."""
+        located = [self.locate(problem) for problem in problems]
+        return ConfigError(sorted(located, key=lambda problem: (problem.line is None, problem.line or 0)))
 
     def locate(self, problem: Problem) -> Problem:
         """Return the problem with the line, or the option, that holds the value or its nearest surroundings."""

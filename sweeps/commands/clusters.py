@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from search_spaces.errors import ConfigError
 from search_spaces.imports import quick_imports
 from sweeps.commands import run
 from sweeps.commands.arguments import RUNS, Address, File, Storage
@@ -38,8 +37,7 @@ def render_start(
     if parsed is not None:
         parsed, problems = with_command(parsed, tuple(command or ()), target)
     if parsed is None:
-        located = [source.locate(problem) for problem in problems]
-        raise ConfigError(sorted(located, key=lambda problem: (problem.line is None, problem.line or 0)))
+        raise source.refusal(problems)
     start = render(target, parsed)
     path = folder / start.file
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,10 +47,10 @@ def test_no_node_at_all_is_an_error() -> None:
 
 def test_dead_nodes_and_those_that_are_too_small_do_not_count() -> None:
     nodes: list[dict[str, object]] = [
-        {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}},
-        {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}},
-        {"Alive": True, "Resources": {"memory": 1e9}},
-        {"Alive": True, "Resources": {"CPU": 8.0}},
+        {"NodeID": "n", "Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}},
+        {"NodeID": "n", "Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}},
+        {"NodeID": "n", "Alive": True, "Resources": {"memory": 1e9}},
+        {"NodeID": "n", "Alive": True, "Resources": {"CPU": 8.0}},
     ]
     assert able_nodes(nodes, 8, 1) == 1
     assert able_nodes(nodes, 8, 0) == 2

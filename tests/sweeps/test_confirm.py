@@ -343,7 +343,8 @@ def test_the_terminal_suggests_it_and_then_shows_it_within_a_hundred_columns(sea
     assert "--seeds 3    (2 configurations × 3 seeds, about" in before
     prepared = asked(search)
     drive(prepared)
-    snapshot = snapshot_of(prepared.folder)
+    found = snapshot_of(prepared.folder)
+    snapshot = replace(found, confirming=confirmation_of(found, "finished", prepared.folder))
     shown = told(100, lambda console: print_confirmation(console, snapshot, prepared.folder, "finished"))
     rows = [line for line in shown.splitlines() if line.strip().startswith(("0 plain", "2 jasmin"))]
     assert len(rows) == 2

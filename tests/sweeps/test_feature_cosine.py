@@ -50,8 +50,8 @@ def test_the_search_is_told_the_cosine_and_the_front_is_made_of_it(tmp_path: Pat
         assert '<th class="n">cosine' in page
         assert "feature cosine under attack (validation)" in page
         assert "| cosine |" in render_markdown(snapshot, "finished")
-        assert "feature cosine" in front_scatter(driven.ledger).plain
-        assert "cosine" in [str(column.header) for column in front_table(driven.ledger).columns]
+        assert "feature cosine" in front_scatter(Snapshot.read(driven.ledger)).plain
+        assert "cosine" in [str(column.header) for column in front_table(Snapshot.read(driven.ledger)).columns]
         figures = {m.key: m.value for m in finals(snapshot, snapshot.trials[1], driven.ledger.events(1))}
         assert figures["feature_cosine"] == 0.7
 

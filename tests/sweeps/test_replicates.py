@@ -62,7 +62,7 @@ def test_a_bound_makes_the_mean_a_bound(open_ledger: Callable[..., Ledger]) -> N
     (found,) = find_replicates(ledger.trials())
     assert not found.exact
     assert "| 3 | 0.930 ± 0.026 | ≤ 0.250 ± 0.250 | bound |" in render_markdown(Snapshot.read(ledger), "finished")
-    assert "≤ 0.250 ± 0.250 bound" in printed(replicates_table(ledger))
+    assert "≤ 0.250 ± 0.250 bound" in printed(replicates_table(Snapshot.read(ledger)))
 
 
 def test_the_table_is_in_the_report_the_terminal_and_the_export(open_ledger: Callable[..., Ledger]) -> None:
@@ -72,7 +72,7 @@ def test_the_table_is_in_the_report_the_terminal_and_the_export(open_ledger: Cal
     assert '<h2 id="replicates">' in page
     assert "0.930 ± 0.026" in page
     assert "| 0, 1, 2 | jasmin | k=4 | 3 | 0.930 ± 0.026 | 0.250 ± 0.250 | exact |" in markdown
-    table = replicates_table(ledger)
+    table = replicates_table(Snapshot.read(ledger))
     assert table is not None
     assert "0.930 ± 0.026" in printed(table)
     (shown,) = export_json(ledger)["replicates"]
@@ -85,7 +85,7 @@ def test_a_sweep_without_repeats_shows_no_such_table(unfinished: Ledger) -> None
     snapshot = Snapshot.read(unfinished)
     assert 'id="replicates"' not in render_html(snapshot, "interrupted", "ui")
     assert "Replicates" not in render_markdown(snapshot, "interrupted")
-    assert replicates_table(unfinished) is None
+    assert replicates_table(Snapshot.read(unfinished)) is None
     assert export_json(unfinished)["replicates"] == []
 
 

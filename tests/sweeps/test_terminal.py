@@ -12,6 +12,7 @@ from sweeps.conclude import conclude
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
+from sweeps.snapshot import Snapshot
 from sweeps.terminal import choose_letters, front_scatter, front_table
 from tests.sweeps import ledgers
 
@@ -23,7 +24,7 @@ def printed(what: object, width: int = 110) -> str:
 
 
 def test_the_front_is_a_short_table(unfinished: Ledger) -> None:
-    lines = printed(front_table(unfinished)).splitlines()
+    lines = printed(front_table(Snapshot.read(unfinished))).splitlines()
     assert lines[0].startswith("Pareto front: 3 trials (validation)")
     rows = [line.split() for line in lines if line.strip()[:1].isdigit()]
     assert [row[:2] for row in rows] == [["0", "plain"], ["1", "jasmin"], ["2", "adversarial"]]
@@ -45,7 +46,7 @@ def test_flagged_trials_are_marked_and_told_where_to_read_why(open_ledger: Calla
             for stage in stages:
                 ledger.start_stage(replace(stage, state="running"))
                 ledger.finish_stage(stage, exact=stage.split == "validation")
-    lines = printed(front_table(ledger)).splitlines()
+    lines = printed(front_table(Snapshot.read(ledger))).splitlines()
     rows = [line.split() for line in lines if line.strip("! ")[:1].isdigit()]
     assert [row[:2] for row in rows] == [["0", "plain"], ["!", "1"]]
     assert (rows[0][-2:], rows[1][-1]) == (["≤", "0.352"], "0.352")  # three of seven parts on test images
@@ -67,12 +68,12 @@ def test_the_end_of_a_driver_says_how_many_trials_have_flags(unfinished: Ledger,
 
 def test_an_empty_front_says_so(open_ledger: Callable[..., Ledger]) -> None:
     ledger = open_ledger()
-    assert "The front is empty" in printed(front_table(ledger))
-    assert not front_scatter(ledger)
+    assert "The front is empty" in printed(front_table(Snapshot.read(ledger)))
+    assert not front_scatter(Snapshot.read(ledger))
 
 
 def test_the_picture_has_capitals_on_the_front_and_numbers_on_the_axes(unfinished: Ledger) -> None:
-    lines = front_scatter(unfinished, width=50, height=11).plain.splitlines()
+    lines = front_scatter(Snapshot.read(unfinished), width=50, height=11).plain.splitlines()
     assert lines[0] == "robust"
     assert lines[1].startswith(" 0.703 ┤")
     assert lines[11].startswith(" 0.078 ┤")
@@ -90,7 +91,7 @@ def test_points_without_a_spread_can_be_drawn(open_ledger: Callable[..., Ledger]
     with Lease(ledger):
         for number, value in enumerate(clean):
             ledgers.finish(ledger, number, "plain", value, 100, 90)
-    assert front_scatter(ledger).plain.count("P") == 2  # one cell, and the legend
+    assert front_scatter(Snapshot.read(ledger)).plain.count("P") == 2  # one cell, and the legend
 
 
 def test_without_robust_accuracy_the_picture_is_over_the_trials(open_ledger: Callable[..., Ledger]) -> None:
@@ -100,7 +101,7 @@ def test_without_robust_accuracy_the_picture_is_over_the_trials(open_ledger: Cal
             ledgers.propose(ledger, number, "plain")
             ledgers.train(ledger, number, value)
             ledger.finish_without_attack(number)
-    plain = front_scatter(ledger).plain
+    plain = front_scatter(Snapshot.read(ledger)).plain
     assert plain.startswith("clean\n")
     assert "trial →" in plain
 
