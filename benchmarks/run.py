@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import attacks, first_step, front, ledger, report, simulated, steps, storm
+from benchmarks import attacks, first_step, front, gpu_sharing, ledger, node_data, report, simulated, steps, storm
 from benchmarks.rows import Row, measured
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,10 +55,12 @@ GROUPS: dict[str, Callable[[], Iterable[Row]]] = {
     "steps": steps.rows,
     "attacks": attacks.rows,
     "front": front.rows,
+    "gpu_sharing": gpu_sharing.rows,
     "simulated": simulated.rows,
     "ledger": ledger.rows,
     "report": report.rows,
     "storm": storm.rows,
+    "node_data": node_data.rows,
 }
 
 

@@ -84,6 +84,13 @@ def guard_local(say: Callable[[str], None]) -> None:
     _read_environment_again()
 
 
+def use_token_file(file: Path) -> None:
+    """Let Ray in this process, and in those that it starts, ask for and show the token of a file."""
+    os.environ.pop(TOKEN, None)
+    os.environ.update({MODE: "token", TOKEN_PATH: str(file)})
+    _read_environment_again()
+
+
 def agree(address: str, say: Callable[[str], None]) -> None:
     """Choose the authentication that the cluster at an address wants, and show it our token; takes milliseconds.
 

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster.authentication import agree, guard_local
+from cluster.draining import staying_nodes
 from cluster.packing import Device, Node
-from cluster.resources import GB, Shares
-from cluster.versions import carried
+from cluster.resources import GB, Shares, as_told
+from cluster.room import ACCELERATOR
+from cluster.versions import ALLOCATOR, carried
 from search_spaces.errors import ClusterError
 
 REACH_S = 5.0
 """The head of a cluster answers within so many seconds, or it is not there (our choice)."""
-
-ACCELERATOR = "accelerator_type:"
-"""What the name of the resource begins with by which Ray tells the kind of a node's GPUs."""
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver has handlers of its own; Tune's would end fit() as if it were done
@@ -36,6 +35,7 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",  # after Ray's 1 s every attack would import torch again
     "MLFLOW_CONFIGURE_LOGGING": "false",  # Tune imports MLflow to count callbacks, before our mirror does
+    **ALLOCATOR,
 }
 
 
@@ -67,14 +67,14 @@ def connect(
         require_reachable(address)
         agree(address, say)
     if address is None and not ray.is_initialized():
-        shares = plan([this_machine()])
+        machine = this_machine()
+        shares = plan([machine])
         guard_local(say)
-        total = shares.concurrent * shares.trial_cpus + shares.evaluation_workers * shares.evaluation_cpus
-        _init(address="local", num_cpus=max(1, math.ceil(total)), include_dashboard=False)
+        _init(address="local", num_cpus=max(1, math.ceil(as_told(machine, shares).cpus)), include_dashboard=False)
     else:
         if not ray.is_initialized():
             _init(address=address, runtime_env=carried())
-        shares = plan(joined_nodes(ray.nodes()))
+        shares = plan(joined_nodes(staying_nodes()))
     redirect_logging(log)  # again: ray.init() gives its logger a handler of its own
     # With Tune's default of 1 for custom searchers, trials shorter than a worker's start run one at a time. How many
     # train at once the searcher says, and that may grow.
@@ -167,6 +167,7 @@ def joined_nodes(listed: Sequence[Mapping[str, Any]]) -> list[Node]:
         has = entry.get("Resources", {})
         name = f"{entry.get('NodeManagerHostname', 'node')} {entry['NodeID'][:8]}"
         kind = next((key.partition(":")[2] for key in has if key.startswith(ACCELERATOR)), "GPU")
-        devices = tuple(Device(name, index, kind) for index in range(int(has.get("GPU", 0))))
+        accelerator = "" if kind == "GPU" else kind
+        devices = tuple(Device(name, i, kind, accelerator=accelerator) for i in range(int(has.get("GPU", 0))))
         nodes.append(Node(name, float(has.get("CPU", 0)), devices))
     return nodes

@@ -105,9 +105,8 @@ def kind_of(name: str | None, memory_gb: int | None) -> str:
 
 
 def _node(name: str, cpus: float, kinds: Sequence[tuple[str, int | None]]) -> Node:
-    devices = (
-        Device(name, index, kind, None if memory is None else memory * GB) for index, (kind, memory) in enumerate(kinds)
-    )
+    size = {memory: None if memory is None else memory * GB for _, memory in kinds}
+    devices = (Device(name, index, kind, size[memory], kind) for index, (kind, memory) in enumerate(kinds))
     return Node(name, cpus, tuple(devices))
 
 

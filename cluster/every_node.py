@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.draining import staying_nodes
+
 PATIENCE_S = 60.0
 """A node may take so long to start a worker and to answer (our choice)."""
 LOOK_S = 30.0
@@ -83,7 +85,7 @@ class EveryNode:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         mine = ray.get_runtime_context().get_node_id()
-        for node in ray.nodes():
+        for node in staying_nodes():
             identity = node["NodeID"]
             if not node["Alive"] or identity == mine or identity in self._known:
                 continue
@@ -105,13 +107,22 @@ class EveryNode:
                 yield Answer(asked.identity, asked.name, ray.get(reference), "")
             except ray.exceptions.NodeDiedError:  # it has left again: there is nobody to answer for
                 continue
+            except ray.exceptions.TaskUnschedulableError as error:
+                if _stays(asked.identity):
+                    yield Answer(asked.identity, asked.name, None, f"could not be asked: {str(error).splitlines()[0]}")
             except ray.exceptions.RayError as error:
                 yield Answer(asked.identity, asked.name, None, f"could not be asked: {str(error).splitlines()[0]}")
         for reference, asked in list(self._asked.items()):
             if time.monotonic() - asked.at > self._patience_s:
                 ray.cancel(reference, force=True)
                 del self._asked[reference]
-                yield Answer(asked.identity, asked.name, None, f"has not answered in {self._patience_s:g} s")
+                if _stays(asked.identity):
+                    yield Answer(asked.identity, asked.name, None, f"has not answered in {self._patience_s:g} s")
+
+
+def _stays(identity: str) -> bool:
+    """Whether a node is there and takes work; of one that leaves there is nothing to know."""
+    return any(node["NodeID"] == identity and node["Alive"] for node in staying_nodes())
 
 
 def can_work(node: dict[str, Any]) -> bool:

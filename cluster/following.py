@@ -8,10 +8,11 @@ another node when its own is lost, as soon as one has room.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.connect import joined_nodes
+from cluster.draining import staying_nodes
 from cluster.packing import Node
 from cluster.resources import TRAINING, Shares, lay_out
 
@@ -24,6 +25,7 @@ class Change:
     """What a look at the cluster has found."""
 
     shares: Shares
+    nodes: Sequence[Node]
     text: str
     """For people."""
 
@@ -31,10 +33,24 @@ class Change:
 class ClusterWatch:
     """Looks at the nodes of the cluster that this process has joined."""
 
-    def __init__(self, shares: Shares, pinned: int | None) -> None:
-        """Args: shares: as planned at the start; pinned: most trainings at once that are wanted, None: as fit."""
-        self._pinned = pinned
-        nodes = joined()
+    def __init__(
+        self,
+        shares: Shares,
+        pinned: int | None,
+        known: Callable[[Sequence[Node]], Sequence[Node]] = lambda nodes: nodes,
+        planned: Sequence[Node] | None = None,
+    ) -> None:
+        """Say what to look for.
+
+        Args:
+            shares: as planned at the start.
+            pinned: most trainings at once that are wanted, None: as fit.
+            known: fills in the memory of the nodes' devices.
+            planned: the nodes that the shares were planned for, so that those that came or went since then are a
+                change; None: those that are alive now.
+        """
+        self._pinned, self._known = pinned, known
+        nodes = joined() if planned is None else planned
         self._seen = {node.name for node in nodes}
         self._looked_at = time.monotonic()
         self.shares = following(shares, trainings_with_room(shares, nodes), pinned)
@@ -54,14 +70,12 @@ class ClusterWatch:
         room = trainings_with_room(self.shares, nodes)
         self.shares = following(self.shares, room, self._pinned)
         count = self.shares.concurrent if room else 0
-        return Change(self.shares, describe(sorted(before - names), sorted(names - before), count))
+        return Change(self.shares, self._known(nodes), describe(sorted(before - names), sorted(names - before), count))
 
 
 def joined() -> list[Node]:
-    """Return the living nodes of the cluster that this process has joined."""
-    import ray
-
-    return joined_nodes(ray.nodes())
+    """Return the living nodes of the cluster that this process has joined; one that drains takes nothing more."""
+    return joined_nodes(staying_nodes())
 
 
 def trainings_with_room(shares: Shares, nodes: Sequence[Node]) -> int:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 UNIT = 10_000
 """Parts of a CPU or a GPU that are told apart."""
@@ -36,6 +36,8 @@ class Device:
     """What devices that are alike have in common."""
     memory_bytes: int | None = None
     """None where it is not known."""
+    accelerator: str = ""
+    """By what name Ray tells this kind from others on a cluster; empty where it does not."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Node:
     devices: tuple[Device, ...] = ()
     started_here: bool = False
     """Whether Ray is started for the sweep on this machine alone, and told as many CPUs as the sweep needs."""
+
+
+def by_accelerator(node: Node) -> Node:
+    """Return the node with its devices' kinds as Ray tells them apart; the empty name stands for what it does not."""
+    return replace(node, devices=tuple(replace(device, kind=device.accelerator) for device in node.devices))
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from cluster.kuberay import job_name, ray_job
 from cluster.ray_yaml import aws, own_machines, sweep_command
 from cluster.settings import ClusterSettings
 from cluster.slurm import render_slurm
+from cluster.slurm_elastic import render_head, render_nodes
 
 GET_TOKEN = "(umask 077 && ray get-auth-token --generate >/dev/null) && chmod 600 ~/.ray/auth_token"
+
+DASHBOARD = "http://127.0.0.1:8265"
+"""Where `ray dashboard` makes the head's dashboard, which takes jobs, answer on this machine."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,15 @@ class Start:
     """Name for its file."""
     text: str
     next_steps: tuple[tuple[str, str], ...]
-    """(what it does, command), in order; ``{file}`` stands for the file's path."""
+    """(what it does, command), in order; ``{file}`` stands for the file's path, ``{second}`` for the other one's."""
+    second: tuple[str, str] | None = None
+    """(name, text) of the other file of a start that has two, beside the first."""
 
     def commands(self, path: str) -> list[tuple[str, str]]:
         """Return the next steps for the file at `path`."""
-        return [(what, command.replace("{file}", shlex.quote(path))) for what, command in self.next_steps]
+        second = "" if self.second is None else shlex.quote(str(Path(path).with_name(self.second[0])))
+        first = shlex.quote(path)
+        return [(what, line.replace("{file}", first).replace("{second}", second)) for what, line in self.next_steps]
 
 
 def render(target: str, settings: ClusterSettings) -> Start:
@@ -36,12 +45,26 @@ def render(target: str, settings: ClusterSettings) -> Start:
 
 
 def _slurm(settings: ClusterSettings) -> Start:
+    if settings.slurm.array is not None:
+        return _slurm_elastic(settings)
     steps = (
         ("its log goes there", f"mkdir -p {shlex.quote(settings.sweep.storage)}"),
         ("submit it", "sbatch {file}"),
         ("watch it", "squeue --me"),
     )
     return Start(f"{settings.sweep.title}.sbatch", render_slurm(settings), steps)
+
+
+def _slurm_elastic(settings: ClusterSettings) -> Start:
+    title = settings.sweep.title
+    steps = (
+        ("their logs go there", f"mkdir -p {shlex.quote(settings.sweep.storage)}"),
+        ("submit what drives the sweep, without GPU", "sbatch {file}"),
+        ("submit the nodes, at any time and as often as you like", "sbatch {second}"),
+        ("watch them", "squeue --me"),
+    )
+    nodes = (f"{title}-nodes.sbatch", render_nodes(settings))
+    return Start(f"{title}-head.sbatch", render_head(settings), steps, nodes)
 
 
 def _ray(settings: ClusterSettings) -> Start:
@@ -56,14 +79,29 @@ def _aws(settings: ClusterSettings) -> Start:
 
 
 def _ray_up(settings: ClusterSettings, target: str, head: str, document: dict[str, Any]) -> Start:
-    command = shlex.quote(sweep_command(settings, target))
+    command = sweep_command(settings, target)
     steps = (
         ("once: the token that all nodes share", GET_TOKEN),
         ("start the cluster, from this project's folder", "RAY_AUTH_MODE=token ray up {file}"),
-        ("start the sweep, or go on with it", f"ray exec {{file}} --tmux {command}"),
+        ("start the sweep, or go on with it", f"ray exec {{file}} --tmux {shlex.quote(command)}"),
+        *_job_steps(command),
         ("in the end", "ray down {file}"),
     )
     return Start(f"{settings.sweep.title}-{target}.yaml", _as_yaml(head, document), steps)
+
+
+def _job_steps(command: str) -> tuple[tuple[str, str], ...]:
+    """Return the same as a job of Ray's; nothing where the words would not arrive as they are.
+
+    `ray job submit` joins its words within double quotes, and a shell on the head reads them again.
+    """
+    if set(command) & set('"$`\\'):
+        return ()
+    words = f"ray job submit --address {DASHBOARD} --no-wait -- bash -c {shlex.quote(command)}"
+    return (
+        ("or as a job: forward the dashboard's port to this machine, in another terminal", "ray dashboard {file}"),
+        ("and submit; `ray job logs` and `ray job stop` know it then", f"RAY_AUTH_MODE=token {words}"),
+    )
 
 
 def _kuberay(settings: ClusterSettings) -> Start:

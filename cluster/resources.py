@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from cluster.packing import Node, Packing, Request, pack
+from cluster.packing import Node, Packing, Request, by_accelerator, pack
 
 GB = 2**30
 """Bytes of one GB of GPU memory: a card that is sold with 80 GB has 80 of these."""
@@ -28,18 +28,8 @@ class Shares:
     """Evaluations at once while trials train; when training is over they may use everything."""
     evaluation_cpus: float
     evaluation_gpus: float
-    largest_gpus: float = 0.0
-    """The most of a GPU that one training can have beside the evaluation's share."""
-
-    def grown(self, times: float) -> Shares:
-        """Return the shares when each training gets so many times as much: of a GPU, up to a whole one, and without
-        GPUs of the cores, up to all that the trainings have; accordingly fewer train at once. times >= 1."""
-        if self.trial_gpus:
-            gpus = max(self.trial_gpus, min(self.trial_gpus * times, self.largest_gpus))
-            fewer = max(1, int(self.concurrent * self.trial_gpus / gpus + 1e-9))
-            return replace(self, concurrent=fewer, trial_gpus=gpus)
-        cpus = max(self.trial_cpus, min(self.trial_cpus * times, self.concurrent * self.trial_cpus))
-        return replace(self, concurrent=max(1, int(self.concurrent * self.trial_cpus / cpus + 1e-9)), trial_cpus=cpus)
+    by_kind: Mapping[str, float] = field(default_factory=dict)
+    """Share of one training by kind of device, where kinds differ; `trial_gpus` is then the largest."""
 
     @property
     def draining_workers(self) -> int:
@@ -56,7 +46,9 @@ class Shares:
 
     def describe(self) -> str:
         """Return one line for people."""
-        trial = f"{self.trial_cpus:g} CPU" + (f", {self.trial_gpus:g} GPU" if self.trial_gpus else "")
+        share = ", ".join(f"{share:g} of {kind}" for kind, share in self.by_kind.items())
+        share = share or (f"{self.trial_gpus:g} GPU" if self.trial_gpus else "")
+        trial = f"{self.trial_cpus:g} CPU" + (f", {share}" if share else "")
         attack = f"{self.evaluation_cpus:g} CPU" + (f", {self.evaluation_gpus:g} GPU" if self.evaluation_gpus else "")
         return f"{self.concurrent} trials at once ({trial} each), {self.evaluation_workers} evaluation ({attack})"
 
@@ -78,10 +70,11 @@ def plan_shares(
     On one machine without GPUs a trial takes `trial_cpus` and all of them are used; evaluation comes on top, because it
     is short and a core kept free for it would idle. On GPUs evaluation reserves a part of one device and trials get the
     rest of it: a share of 1 − EVALUATION_GPU_SHARE, one trial per device. Where the memory is known that one takes, its
-    share is that memory's part of the device; Ray is given one share for all devices, the largest (`shares_by_kind`).
+    share is that memory's part of the device (`shares_by_kind`); the attacks, which may run on any, get the largest.
     """
     some = any(node.devices for node in nodes)
-    of_trial = _largest(trial_memory_bytes, nodes)
+    by_kind = {} if trial_memory_bytes is None else shares_by_kind(trial_memory_bytes, nodes)
+    of_trial = max(by_kind.values(), default=None)
     of_attack = _largest(evaluation_memory_bytes, nodes)
     attack_gpus = _first(evaluation_gpus, of_attack, EVALUATION_GPU_SHARE if some else 0.0)
     share = _first(trial_gpus, of_trial, 1 - EVALUATION_GPU_SHARE if some else 0.0)
@@ -92,47 +85,34 @@ def plan_shares(
         evaluation_workers=evaluation_workers or 1,
         evaluation_cpus=evaluation_cpus,
         evaluation_gpus=attack_gpus,
+        by_kind=by_kind if trial_gpus is None and len(_kinds(nodes)) > 1 else {},
     )
     most = sum(_most(wanted, node) for node in nodes)
     fitting = lay_out(replace(wanted, concurrent=most), nodes).count(TRAINING)
-    return replace(wanted, concurrent=concurrent or max(1, fitting), largest_gpus=_largest_share(wanted, nodes))
+    return replace(wanted, concurrent=concurrent or max(1, fitting))
 
 
 def lay_out(shares: Shares, nodes: Sequence[Node]) -> Packing:
     """Return where the attacks' reserved shares and the trainings go."""
-    return pack(
-        [*_attacks(shares), Request(TRAINING, shares.concurrent, shares.trial_cpus, shares.trial_gpus)],
-        [_as_told(node, shares) for node in nodes],
-    )
-
-
-def lay_out_by_kind(
-    shares: Shares, nodes: Sequence[Node], trial_memory_bytes: float, evaluation_memory_bytes: float | None
-) -> Packing:
-    """Return what would fit if each kind of device had a share of its own; Ray is not told so."""
-    by_kind = shares_by_kind(trial_memory_bytes, nodes)
-    attack = shares_by_kind(evaluation_memory_bytes, nodes) if evaluation_memory_bytes else shares.evaluation_gpus
-    most = sum(_most(replace(shares, trial_gpus=min(by_kind.values(), default=1.0)), node) for node in nodes)
-    requests = [
-        Request(ATTACK, shares.evaluation_workers, shares.evaluation_cpus, attack, reserved=True),
-        Request(TRAINING, most, shares.trial_cpus, by_kind),
-    ]
-    return pack(requests, [_as_told(node, shares) for node in nodes])
+    each = shares.by_kind or shares.trial_gpus
+    trainings = Request(TRAINING, shares.concurrent, shares.trial_cpus, each)
+    return pack([*_attacks(shares), trainings], [by_accelerator(as_told(node, shares)) for node in nodes])
 
 
 def shares_by_kind(memory_bytes: float, nodes: Sequence[Node]) -> dict[str, float]:
-    """Return which share of a device of each kind so much memory is, rounded up to 1/100.
+    """Return which share of a device so much memory is, rounded up to 1/100, by kind as Ray tells them apart
+    (Device.accelerator; the empty name stands for all that it does not).
 
-    Kinds that have less memory, or an unknown amount, are left out. Of one kind the smallest device counts.
+    Of a kind the smallest device counts. Kinds that have less memory, or an unknown amount, are left out.
 
-    shares_by_kind(20 * 2**30, [Node("a", 8, (Device("a", 0, "80GB", 80 * 2**30),))])  # {"80GB": 0.25}
+    shares_by_kind(20 * 2**30, [Node("a", 8, (Device("a", 0, "80 GB", 80 * 2**30, "A100"),))])  # {"A100": 0.25}
     """
-    smallest: dict[str, int] = {}
+    smallest: dict[str, float] = {}
     for device in (device for node in nodes for device in node.devices):
-        if device.memory_bytes is not None:
-            smallest[device.kind] = min(device.memory_bytes, smallest.get(device.kind, device.memory_bytes))
-    shares = {kind: math.ceil(round(100 * memory_bytes / memory, 6)) / 100 for kind, memory in smallest.items()}
-    return {kind: share for kind, share in shares.items() if share <= 1}
+        memory = 0 if device.memory_bytes is None else device.memory_bytes
+        smallest[device.accelerator] = min(memory, smallest.get(device.accelerator, memory))
+    known = {kind: memory for kind, memory in smallest.items() if memory >= memory_bytes}
+    return {kind: math.ceil(round(100 * memory_bytes / memory, 6)) / 100 for kind, memory in known.items()}
 
 
 def shortage(shares: Shares, nodes: Sequence[Node]) -> str:
@@ -156,16 +136,34 @@ def shortage(shares: Shares, nodes: Sequence[Node]) -> str:
     return f"{what}; found {found}" + (f" on {len(nodes)} nodes" if len(nodes) > 1 else "")
 
 
-def unfit(what: str, memory_bytes: float, nodes: Sequence[Node]) -> str:
-    """Say on which devices so much memory is not to be had, where a share of them was asked for; empty if on none."""
+def unfit(what: str, memory_bytes: float, nodes: Sequence[Node], *, on_any: bool) -> str:
+    """Say on which devices so much memory is not to be had, where a share of them was asked for; empty if that is fine.
+
+    Args: on_any: whether Ray may put it on any device; else kinds that it tells apart and that have less are not used.
+    """
     devices = [device for node in nodes for device in node.devices]
+    fitting = shares_by_kind(memory_bytes, nodes)
+    if fitting and not on_any and "" not in _kinds(nodes):
+        return ""
     unknown = dict.fromkeys(device.kind for device in devices if device.memory_bytes is None)
     if unknown:
         return f"the memory of {', '.join(unknown)} is not known here, of which {what} is to get a share"
-    small = dict.fromkeys(d.kind for d in devices if d.kind not in shares_by_kind(memory_bytes, nodes))
+    small = dict.fromkeys(d.kind for d in devices if d.memory_bytes is not None and d.memory_bytes < memory_bytes)
     if not small:
         return ""
     return f"{what} needs {memory_bytes / GB:g} GB, and Ray might put it on a device that has less ({', '.join(small)})"
+
+
+def as_told(node: Node, shares: Shares) -> Node:
+    """Return the node with the CPUs that Ray is told: where it is started for the sweep, as many as are needed."""
+    if not node.started_here:
+        return node
+    beside = shares.evaluation_workers * shares.evaluation_cpus
+    return replace(node, cpus=max(node.cpus, shares.concurrent * shares.trial_cpus) + beside)
+
+
+def _kinds(nodes: Sequence[Node]) -> set[str]:
+    return {device.accelerator for node in nodes for device in node.devices}
 
 
 def _attacks(shares: Shares) -> list[Request]:
@@ -173,30 +171,12 @@ def _attacks(shares: Shares) -> list[Request]:
     return [Request(ATTACK, shares.evaluation_workers, shares.evaluation_cpus, gpus, reserved=True)]
 
 
-def _as_told(node: Node, shares: Shares) -> Node:
-    """Return the node with the CPUs that Ray is told: where it is started for the sweep, as many as are needed."""
-    if not node.started_here:
-        return node
-    beside = shares.evaluation_workers * shares.evaluation_cpus
-    return replace(node, cpus=max(node.cpus, shares.trial_cpus) + beside)
-
-
 def _most(shares: Shares, node: Node) -> int:
     """Return a number of trainings that no node can exceed."""
-    by_gpu = sum(int(1 / min(1.0, shares.trial_gpus) + 1e-3) for _ in node.devices) if shares.trial_gpus else math.inf
+    least = min(shares.by_kind.values(), default=shares.trial_gpus)
+    by_gpu = sum(int(1 / min(1.0, least) + 1e-3) for _ in node.devices) if least else math.inf
     most = min(by_gpu, max(node.cpus, shares.trial_cpus if node.started_here else 0) // shares.trial_cpus)
     return int(most) if math.isfinite(most) else 1
-
-
-def _largest_share(shares: Shares, nodes: Sequence[Node]) -> float:
-    """Return the largest share that one training can have beside the attacks; at least its own."""
-    if not shares.trial_gpus or not any(node.devices for node in nodes):
-        return 0.0
-    left = pack(_attacks(shares), [_as_told(node, shares) for node in nodes]).gpus_left
-    if shares.trial_gpus > 1:
-        whole = [sum(left[node.name, device.index] == 1 for device in node.devices) for node in nodes]
-        return max(shares.trial_gpus, float(max(whole)))
-    return max(shares.trial_gpus, *left.values())
 
 
 def _largest(memory_bytes: float | None, nodes: Sequence[Node]) -> float | None:

@@ -23,6 +23,7 @@ Name = Annotated[str, Field(pattern=NAME)]
 Label = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
 Line = Annotated[str, Field(pattern=r"^[^\n\r]+$")]
 Absolute = Annotated[str, Field(pattern=r"^/[^\n\r]*$")]
+TimeLimit = Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$")]
 Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:-]*$")]
 
 CHOSEN_BY_US = frozenset({"--name", "--storage", "--address"})
@@ -76,9 +77,9 @@ class NodeSettings(Config):
 
 
 class SlurmSettings(Config):
-    """One job of whole nodes."""
+    """One job of whole nodes; or, with `array`, jobs of one node each that join and leave."""
 
-    time_limit: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$")] = "24:00:00"
+    time_limit: TimeLimit = "24:00:00"
     """As Slurm writes it: ``HH:MM:SS``, ``D-HH:MM:SS``, or minutes. The sweep goes on in the next one."""
     stop_before_s: int = Field(default=300, ge=180, le=3600)
     """Seconds before the end in which the current epochs are given up, checkpoints kept, and the job requeued."""
@@ -91,6 +92,18 @@ class SlurmSettings(Config):
     false is right only where Slurm gives each job processes of its own."""
     container: Line | None = None
     """Image for pyxis (``srun --container-image``), `storage` and `project` mounted; None runs on the node itself."""
+    array: int | None = Field(default=None, ge=1, le=1000)
+    """The elastic start: so many jobs of one node each, as `nodes` describes it and shared with other jobs, which come
+    and go while a small job without GPU drives the sweep. None is one job of `nodes.count` whole nodes."""
+    at_once: int | None = Field(default=None, ge=1)
+    """Most of them that Slurm runs at once; None leaves it to Slurm."""
+    head_time_limit: TimeLimit = "7-00:00:00"
+    """Of the driving job, which is requeued as well: all nodes leave then, and join the next."""
+    head_partition: Line | None = None
+    """Of the driving job; None is `partition`."""
+    head_cpus: int = Field(default=2, ge=1)
+    head_memory_gb: int = Field(default=8, ge=2)
+    """Cores and memory of the driving job."""
 
 
 class RaySettings(Config):
@@ -227,7 +240,12 @@ def _cross_problems(settings: ClusterSettings, target: str) -> list[Problem]:
     if not re.fullmatch(NAME, settings.sweep.title):
         message = f"{settings.sweep.title!r} cannot name a sweep (1 to 64 letters, digits, dots, underscores, hyphens)."
         problems.append(Problem(("sweep", "file"), message, "Give sweep.name."))
-    if target == "slurm" and settings.nodes.count == 1 and not settings.head_takes_trials("slurm"):
+    if target == "slurm" and settings.slurm.array is not None:
+        problems += _elastic_problems(settings)
+    elif target == "slurm" and settings.slurm.at_once is not None:
+        message = f"it limits the jobs of slurm.array, which is not given; found {settings.slurm.at_once}."
+        problems.append(Problem(("slurm", "at_once"), message))
+    elif target == "slurm" and settings.nodes.count == 1 and not settings.head_takes_trials("slurm"):
         message = "the only node is the head, so that nothing could train; allowed: true, or more nodes."
         problems.append(Problem(("nodes", "head_takes_trials"), message))
     if target == "ray" and not settings.ray.workers and not settings.head_takes_trials("ray"):
@@ -242,6 +260,25 @@ def _cross_problems(settings: ClusterSettings, target: str) -> list[Problem]:
         message = f"at most nodes.count ({settings.nodes.count}) is allowed; found {minimum}."
         problems.append(Problem((target, "min_workers"), message))
     return problems + (_unquotable(settings.sweep) if target == "kuberay" else [])
+
+
+def _elastic_problems(settings: ClusterSettings) -> list[Problem]:
+    """Return what does not go with jobs that join and leave."""
+    nodes, slurm = settings.nodes, settings.slurm
+    found = [
+        (
+            ("nodes", "count"),
+            nodes.count != 1,
+            f"with slurm.array each job is one node; allowed: 1, found {nodes.count}.",
+        ),
+        (
+            ("nodes", "head_takes_trials"),
+            bool(nodes.head_takes_trials),
+            "with slurm.array the head is a job without GPU.",
+        ),
+        (("slurm", "container"), slurm.container is not None, "slurm.array has no containers; allowed: none."),
+    ]
+    return [Problem(path, message) for path, is_wrong, message in found if is_wrong]
 
 
 def _shared(settings: ClusterSettings, target: str) -> str | None:

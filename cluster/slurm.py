@@ -52,7 +52,7 @@ def directives(settings: ClusterSettings) -> list[str]:
         f"--time={slurm.time_limit}",
         "--requeue",
         f"--signal=B:USR1@{slurm.stop_before_s}",
-        f"--output={_in_quotes(f'{sweep.storage}/{sweep.title}-%j.log')}",
+        f"--output={in_quotes(f'{sweep.storage}/{sweep.title}-%j.log')}",
         "--open-mode=append",
         f"--partition={slurm.partition}" if slurm.partition else None,
         f"--account={slurm.account}" if slurm.account else None,
@@ -60,6 +60,6 @@ def directives(settings: ClusterSettings) -> list[str]:
     return [*(line for line in lines if line is not None), *slurm.extra]
 
 
-def _in_quotes(text: str) -> str:
+def in_quotes(text: str) -> str:
     """Quote as Slurm reads its directives: double quotes around what has spaces."""
     return f'"{text}"' if re.search(r"\s", text) else text

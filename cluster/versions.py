@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from cluster.every_node import PATIENCE_S, EveryNode
 from search_spaces.errors import MixedEnvironments
@@ -21,6 +23,9 @@ OURS = ("search_spaces", "cluster", "trainables", "sweeps")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "ray", "safetensors", "pyautoattack")
 """Packages whose versions may decide a result, or whether processes understand each other."""
 MISSING = "none"
+ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""Of every worker, before torch is imported: segments that grow leave fewer gaps that a share pays for. The older name,
+PYTORCH_CUDA_ALLOC_CONF, wins wherever a user has set it."""
 
 
 class SameEnvironment:
@@ -105,10 +110,12 @@ def package_folder(name: str) -> Path | None:
     return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
 
 
-def carried() -> dict[str, list[str]]:
-    """Return the part of a runtime environment that brings the project's code to the workers of a joined cluster."""
+def carried() -> dict[str, Any]:
+    """Return the runtime environment of the workers of a joined cluster: the project's code, and torch's allocator as
+    this process has it."""
     folders = [str(folder) for folder in map(package_folder, OURS) if folder is not None]
-    return {"py_modules": folders, "excludes": ["**/__pycache__"]}
+    variables = {name: os.environ.get(name, value) for name, value in ALLOCATOR.items()}
+    return {"py_modules": folders, "excludes": ["**/__pycache__"], "env_vars": variables}
 
 
 def _version(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.authentication import agree
 from cluster.connect import joined_nodes
+from cluster.draining import staying_nodes
 from search_spaces.errors import SweepError
 
 POLL_S = 5.0
@@ -63,7 +64,7 @@ def wait_for_nodes(
     try:
         request_resources(bundles=[{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * wanted)
         try:
-            return wait_until(wanted, lambda: able_nodes(ray.nodes(), cpus, gpus), minutes, say)
+            return wait_until(wanted, lambda: able_nodes(staying_nodes(), cpus, gpus), minutes, say)
         finally:
             request_resources(bundles=[])
     finally:

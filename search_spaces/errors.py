@@ -11,9 +11,11 @@ SweepError
 │   └── LeaseLost             this driver was away too long and another may have taken over
 ├── StorageError              the sweep's folder cannot be written: full, read-only, gone
 │   ├── StorageFull           less is free than what runs may still need
-│   └── StorageNotShared      a node of the cluster does not see the sweep's folder
+│   ├── StorageNotShared      a node of the cluster does not see the sweep's folder
+│   └── ObjectStoreError      the object store does not answer, or refuses
 ├── ClusterError              the cluster cannot be joined, or has not what the sweep asks for
-│   └── MixedEnvironments     nodes run other versions, or other code, than the driver
+│   ├── MixedEnvironments     nodes run other versions, or other code, than the driver
+│   └── NodeEnding            a worker's node has not the time left that the next piece of work takes
 ├── TrackingAway              MLflow does not answer, and a command needs it
 ├── ParentError               a model that trials start from has failed for good, or its file is not what it was
 │   └── ParentChanged         a trial found other weights than those that it is to start from, or none
@@ -24,6 +26,8 @@ SweepError
 │   └── CheckpointMismatch    a checkpoint belongs to another configuration or seed
 ├── AttackError               an attack cannot run here, or broke its own contract (ε-ball, pixel range)
 │   └── AttackHung            an attack has judged nothing for longer than it may
+├── GpuMemoryExceeded         a process takes more of a GPU than its share, or its share is too small to begin with
+│   └── DoesNotFit            a training or an attack does not fit though it has a whole device
 ├── LossDiverged              a loss became NaN or infinite
 ├── Superseded                a worker noticed that its attempt is no longer the current one
 └── ObjectiveMissing          an evaluation ended without the value that it was for
@@ -34,7 +38,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory", "low on memory")
+OUT_OF_MEMORY = (
+    "OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory", "low on memory",
+    "STATUS_ALLOC_FAILED", "GpuMemoryExceeded", "DoesNotFit",
+)  # fmt: skip
 """Words by which an error, a traceback, or Ray's account of a worker's end says that memory was the reason."""
 
 
@@ -126,12 +133,20 @@ class StorageNotShared(StorageError):
     """A node of the cluster does not see the sweep's folder."""
 
 
+class ObjectStoreError(StorageError):
+    """The object store does not answer, or refuses; text begins with the place."""
+
+
 class ClusterError(SweepError):
     """The cluster cannot be joined, or has not what the sweep asks for."""
 
 
 class MixedEnvironments(ClusterError):
     """Nodes of the cluster run other versions, or other code, than the driver."""
+
+
+class NodeEnding(ClusterError):
+    """The node that this work runs on ends too soon to go on there; nobody's failure."""
 
 
 class TrackingAway(SweepError):
@@ -172,6 +187,14 @@ class AttackError(SweepError):
 
 class AttackHung(AttackError):
     """An attack has judged nothing for longer than `failures.hang_after_s`."""
+
+
+class GpuMemoryExceeded(SweepError):
+    """A process takes more of a GPU than its share; memory is the reason, as when the device itself has none left."""
+
+
+class DoesNotFit(GpuMemoryExceeded):
+    """A training or an attack ran out of memory with a whole device to itself: no larger share can help."""
 
 
 class LossDiverged(SweepError):

@@ -35,6 +35,7 @@ Moment = Literal[
 
 WRITES: Mapping[str, str] = {
     "sweep.config": "the frozen copy of the configuration",
+    "sweep.objects": "where in an object store the sweep's trials and verdicts are",
     "sweep.ledger": "the sweep's birth: the new ledger gets its name",
     "ledger.create": "the tables and the sweep's row, in a ledger that has no name yet",
     "ledger.take_lease": "who may write",
@@ -67,8 +68,14 @@ WRITES: Mapping[str, str] = {
     "checkpoint.retire": "nothing: checkpoints go that newer ones have replaced",
     "checkpoint.final": "a trained model's weights",
     "checkpoint.drop": "nothing: checkpoints go that the final model has replaced",
+    "objects.attempt": "the same as trial.attempt, in an object store",
+    "objects.checkpoint": "a training after an epoch, in an object store",
+    "objects.retire": "nothing: checkpoints go from an object store that newer ones or the final model have replaced",
+    "objects.final": "a trained model's weights, in an object store",
+    "objects.log": "nothing: what a trial has said, in an object store",
     "gc.remove": "nothing: files go that nothing needs any more",
     "verdict.unit": "the verdicts on a unit of images",
+    "objects.verdict": "the same in an object store",
     "mlflow.create_experiment": "MLflow's experiment",
     "mlflow.create_run": "MLflow's run of the sweep or of a trial",
     "mlflow.log_batch": "a trial's parameters, metrics and tags in MLflow",

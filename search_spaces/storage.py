@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
+
+from search_spaces.errors import ObjectStoreError
 
 _SIGNS = {
     errno.ENOSPC: ("No space left on device", "database or disk is full"),
@@ -14,6 +17,8 @@ _SIGNS = {
     errno.ENOTCONN: ("Transport endpoint is not connected",),
 }
 """Error number → how the system, sqlite and the libraries that lose the number put it."""
+_OBJECTS = re.compile(rf"\b{ObjectStoreError.__name__}: (.+?)\.?$", re.MULTILINE)
+"""How a traceback ends that an object store has caused."""
 
 
 def storage_problem(error: BaseException | str) -> str:
@@ -29,10 +34,14 @@ def storage_problem(error: BaseException | str) -> str:
 def _of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in _SIGNS:
         return _SIGNS[error.errno][0]
+    if isinstance(error, ObjectStoreError):
+        return str(error).removesuffix(".")
     return _sign_in(str(error))
 
 
 def _sign_in(text: str) -> str:
+    if said := _OBJECTS.search(text):
+        return said[1]
     return next((signs[0] for signs in _SIGNS.values() if any(sign in text for sign in signs)), "")
 
 

@@ -168,8 +168,8 @@ def stage_job(
     return StageJob(
         number=trial.number,
         stage=target.stage,
-        trial_folder=str(folder.trial(trial.number)),
-        verdict_folder=str(folder.verdicts),
+        trial_folder=folder.trial_place(trial.number),
+        verdict_folder=folder.verdict_place,
         weights_digest=trial.weights_digest,
         data_digest=data_digest,
         standing=left_standing(target.stage, stages),

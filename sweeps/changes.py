@@ -37,11 +37,13 @@ def plan_change(sweep: SweepRecord, given: SweepConfig, where: str) -> Change | 
 
     Args:   where: the file that was given, for the message.
     Raises: ConfigurationChanged with the differences, if new results could not be compared with the old ones, if the
-        total shrank, or if the ledger would have to move.
+        total shrank, or if the ledger or the objects would have to move.
     """
     launched = parse_sweep(sweep.document)
     _refuse(configuration_diff(launched.comparable(), given.comparable()), where)
-    _refuse(configuration_diff({"ledger": launched.ledger.plain()}, {"ledger": given.ledger.plain()}), where)
+    for name in ("ledger", "storage"):
+        before, after = getattr(launched, name), getattr(given, name)
+        _refuse(configuration_diff({name: before.plain()}, {name: after.plain()}), where)
     lines = configuration_diff(launched.adjustable(), given.adjustable())
     if not lines:
         return None

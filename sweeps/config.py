@@ -39,6 +39,7 @@ from sweeps.sections import (
     ResourcesSection,
     SearchSection,
     Stage,
+    StorageSection,
     TestPlan,
     TrackingSection,
     TrainedParent,
@@ -72,6 +73,7 @@ class SweepConfig:
     resources: ResourcesSection
     tracking: TrackingSection
     ledger: LedgerSection
+    storage: StorageSection
     failures: FailuresSection
     plugins: tuple[str, ...]
     notify: str | None
@@ -179,7 +181,7 @@ class SweepConfig:
 
     def adjustable(self) -> dict[str, Any]:
         """Return what may change while a sweep goes on, defaults filled in: it leaves results comparable."""
-        kept = ("data", "monitor", "attacks", "search", "resources", "ledger", "confirms")
+        kept = ("data", "monitor", "attacks", "search", "resources", "ledger", "storage", "confirms")
         whole = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in kept}
         return {
             "search": {"trials": self.trials, "replicates": self.search.replicates, **self._published()},
@@ -315,6 +317,7 @@ def _assemble(document: dict[str, Any], parsed: Sections) -> SweepConfig:
         resources=general.resources,
         tracking=general.tracking,
         ledger=general.ledger,
+        storage=general.storage,
         failures=general.failures,
         plugins=general.plugins,
         notify=general.notify,

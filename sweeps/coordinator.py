@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cluster.room import Grant
 from search_spaces.errors import ObjectiveMissing, StorageError
 from search_spaces.faults import reach
 from search_spaces.storage import storage_problem
@@ -21,6 +22,7 @@ from sweeps.evaluation import EvaluationPool
 from sweeps.failures import after_failure
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
+from sweeps.memory_classes import MemoryClass, classes_of, training_class
 from sweeps.parent_life import ParentLife
 from sweeps.parents import called
 from sweeps.records import LAUNCHED, State, TrialRecord
@@ -28,9 +30,12 @@ from sweeps.requests import Granted, Request, grant_waiting
 from sweeps.stage_job import StageJob, StageOutcome
 from sweeps.stage_life import adopt, is_last_of_column, start, try_again
 from sweeps.study import SearchStudy
+from trainables.config import TrialConfig
+from trainables.gpu_peak import training_remedy
 from trainables.tune import Report, TrainingJob, write_token
 
 if TYPE_CHECKING:
+    from sweeps.admission import Admission
     from sweeps.config import SweepConfig
 
 REQUESTS_S = 0.5
@@ -91,10 +96,23 @@ class Coordinator:
         self._to_train = deque(t.number for t in (*parents, *trials) if t.state in (State.PROPOSED, State.TRAINING))
         self._to_judge = deque(t.number for t in trials if t.state in (State.TRAINED, State.EVALUATING))
         self._training: dict[int, str] = {}
-        self._shares = {t.number: t.share for t in (*parents, *trials) if t.number in self._to_train}
-        """How many times the configured share each waiting or running training gets, where it is not once."""
+        self.admission: Admission | None = None
+        """Decides who has room; without it all have."""
+        self._granted: dict[int, Grant] = {}
+        """What the trainings that run have got."""
+        self._times_had: dict[int, float] = {}
+        """How many times their share that was asked for."""
+        self._classes: dict[int, MemoryClass] = {}
+        self._expected = tuple(classes_of(config))
+        """What may be proposed."""
+        self._times: dict[MemoryClass, float] = {}
+        """How many times its share a class gets: more than once when one of its trainings had not enough memory."""
+        for trial in (trial for trial in (*parents, *trials) if trial.share > 1):
+            self._learn(trial)
         self._not_before: dict[int, float] = {}
         """When a training that has failed may start again, by the clock that never goes back."""
+        self._epoch_s: float | None = None
+        """The longest epoch that this driver knows of."""
         self._stepped: set[tuple[int, str]] = set()
         """The attempts of which the first report is in the ledger."""
         self._unsettled = True
@@ -134,15 +152,9 @@ class Coordinator:
         return len(self._training)
 
     @property
-    def next_share(self) -> float:
-        """The share that the next trainings get, a multiple of the configured one: the smallest that any asks for."""
-        waiting = [self._share_of(number) for number in self._startable]
-        return 1.0 if self._may_propose else min(waiting, default=1.0)
-
-    def is_needed_at(self, share: float) -> bool:
-        """Return whether a training with this share runs, waits, or has yet to be proposed."""
-        known = any(self._share_of(number) == share for number in (*self._training, *self._startable))
-        return known or (share == 1.0 and self._may_propose)
+    def is_training_needed(self) -> bool:
+        """Whether a training runs, waits for its turn alone, or is to be proposed."""
+        return bool(self._training or self._startable or self._may_propose)
 
     @property
     def _startable(self) -> list[int]:
@@ -159,19 +171,70 @@ class Coordinator:
         """Return whether an attempt is still wanted: neither failed, nor stopped, nor replaced."""
         return self._training.get(number) == token
 
-    def _share_of(self, number: int) -> float:
-        return self._shares.get(number, 1.0)
+    def granted(self, number: int) -> Grant:
+        """Return what a training that runs has got."""
+        return self._granted[number]
 
-    def next_training(self, share: float = 1.0) -> TrainingJob | None:
-        """Return the next training with this share, committed as started; None if none may start at the moment."""
+    def next_training(self) -> TrainingJob | None:
+        """Return the next training, committed as started; None if none may start at the moment.
+
+        Nothing overtakes the first that waits: what needs much would else wait as long as something needs less. Only
+        what has no room on these nodes at all is overtaken: it waits for nodes, and not for what runs.
+        """
         now = time.monotonic()
-        for number in self._startable:
-            if self._share_of(number) == share and self._not_before.get(number, now) <= now:
-                self._to_train.remove(number)
-                return self._start(number)
-        if share != 1.0 or not self._may_propose:
+        ready = [number for number in self._startable if self._not_before.get(number, now) <= now]
+        if ready:
+            return self._start_if_room(next((number for number in ready if self._fits_here(number)), ready[0]))
+        if not self._may_propose or not self._has_room():
             return None
-        return self._start(self.parents.propose() if self.parents.unproposed else self._propose())
+        number = self.parents.propose() if self.parents.unproposed else self._propose()
+        self._to_train.append(number)
+        return self._start_if_room(number)
+
+    def _start_if_room(self, number: int) -> TrainingJob | None:
+        trial = self.ledger.trial(number)
+        of, times = self._asked_for(trial)
+        grant = Grant(1.0)
+        if self.admission is not None:
+            found = self.admission.grant(of, times, self._running)
+            if found is None:
+                return None
+            grant = found
+        self._to_train.remove(number)
+        self._times_had[number] = times
+        return self._start(trial, grant)
+
+    def _asked_for(self, trial: TrialRecord) -> tuple[MemoryClass, float]:
+        """Return a training's class, and how many times its share it asks for."""
+        of = self._class_of(trial)
+        return of, max(trial.share, self._times.get(of, 1.0))
+
+    def is_misplaced(self, number: int) -> bool:
+        """Return whether these nodes have no room for what a training has got, though they have for such a training."""
+        if self.admission is None or self.admission.can_give(self._granted[number]):
+            return False
+        return self._fits_here(number)
+
+    def _fits_here(self, number: int) -> bool:
+        return self.admission is None or self.admission.holds(*self._asked_for(self.ledger.trial(number)))
+
+    def _has_room(self) -> bool:
+        """Return whether the next proposal may have room: one of the classes that are expected has."""
+        return self.admission is None or self.admission.has_room(self._expected, self._running)
+
+    @property
+    def _running(self) -> list[Grant]:
+        return [self._granted[number] for number in self._training]
+
+    def _class_of(self, trial: TrialRecord) -> MemoryClass:
+        if trial.number not in self._classes:
+            self._classes[trial.number] = training_class(TrialConfig.model_validate(dict(trial.config)))
+        return self._classes[trial.number]
+
+    def _learn(self, trial: TrialRecord) -> None:
+        """Remember for its class that a training had not enough memory with less than this."""
+        of = self._class_of(trial)
+        self._times[of] = max(self._times.get(of, 1.0), trial.share)
 
     def _propose(self) -> int:
         """Draw and commit the next trial; returns its number."""
@@ -192,22 +255,33 @@ class Coordinator:
         self._proposed += 1
         return number
 
-    def _start(self, number: int) -> TrainingJob:
-        trial = self.ledger.trial(number)
+    def _start(self, trial: TrialRecord, grant: Grant) -> TrainingJob:
+        number = trial.number
         parent = self.parents.file_of(trial)
-        attempt = self.ledger.start_training(number)
+        attempt = self.ledger.start_training(number, grant.resources())
         token = f"{self.ledger.owner}/{attempt}"
-        folder = self.folder.trial(number)
+        folder = self.folder.trial_place(number)
         write_token(folder, token)
         self.ledger.check_lease()  # a driver that slept here must not start what another has started since
         reach("train.start")
         self._training[number] = token
-        return TrainingJob(number, dict(trial.config), trial.seed, str(folder), token, parent)
+        self._granted[number] = grant
+        longest = self._longest_epoch(self.ledger.history(number) if trial.epochs else ())
+        return TrainingJob(number, dict(trial.config), trial.seed, folder, token, parent, grant.gpus, longest)
+
+    def _longest_epoch(self, history: Sequence[Mapping[str, float]]) -> float | None:
+        """Return what an epoch has taken at most, as far as this driver knows. Args: history: of a training."""
+        seconds = [epoch["cost/epoch_s"] for epoch in history if "cost/epoch_s" in epoch]
+        self._epoch_s = max((*seconds, *(() if self._epoch_s is None else (self._epoch_s,))), default=None)
+        return self._epoch_s
 
     def take_report(self, report: Report, token: str) -> None:
         """Commit what a training reports: an epoch, its end, or its failure. A stale attempt's report is dropped."""
         number = report.number
         if self._training.get(number) != token:
+            return
+        if report.status == "leaving":
+            self.set_aside(number, "leaves a node that ends")
             return
         if report.status == "superseded":
             raise RuntimeError(f"{self._called(number)}: another driver writes in this sweep's folder. {report.error}")
@@ -220,6 +294,7 @@ class Coordinator:
                 self.ledger.record_epochs(number, report.history)
             self.training_failed(number, report.kind, report.error)
             return
+        self._longest_epoch(report.history[-1:])
         reach("epochs.commit")
         self.ledger.record_epochs(number, report.history, self._first_step_of(report, token))
         if report.status == "trained":
@@ -248,11 +323,11 @@ class Coordinator:
     def _called(self, number: int) -> str:
         return called(self.ledger.trial(number))
 
-    def set_aside(self, number: int) -> None:
-        """Let a training go on later from its last checkpoint, because its share is needed. No failure."""
+    def set_aside(self, number: int, why: str = "makes room for the attacks") -> None:
+        """Let a training go on later from its last checkpoint. No failure. Args: why: for the user."""
         if self._training.pop(number, None) is not None:
             self._to_train.appendleft(number)
-            self._say(f"{_described(self.ledger.trial(number))} makes room for the attacks and goes on later")
+            self._say(f"{_described(self.ledger.trial(number))} {why} and goes on later")
 
     def training_failed(self, number: int, kind: str, error: str) -> None:
         """Commit a failed attempt; the trial goes on from its last checkpoint if the policy allows, or has failed.
@@ -262,16 +337,19 @@ class Coordinator:
         if self._training.pop(number, None) is None:
             return
         trial = self.ledger.trial(number)
-        again = after_failure(kind, trial.failed_as, trial.share, self.config.failures)
-        if again is not None:
+        had, share = self._granted[number], self._times_had[number]
+        again = after_failure(kind, trial.failed_as, share, self.config.failures)
+        if again is not None and not (kind == "memory" and had.is_whole):
             self.ledger.note_failure(number, kind, error, again.share)
             how = f" in {again.pause_s:g} s" if again.pause_s else ""
-            how += f" with {again.share:g} times the share" if again.share != trial.share else ""
+            how += f" with {again.share:g} times the share" if again.share != share else ""
             self._say(f"{_described(trial)} failed ({kind}) and is tried again{how}")
             self._not_before[number] = time.monotonic() + again.pause_s
-            self._shares[number] = again.share
+            self._learn(self.ledger.trial(number))
             self._to_train.append(number)
             return
+        if kind == "memory" and had.is_whole:
+            error = f"{error.rstrip()}\n\n{_had_all(had, trial)}"
         self.ledger.fail(number, kind, error)
         if number < 0:
             raise self.parents.failure(number)
@@ -376,8 +454,8 @@ class Coordinator:
             if number in queue:
                 queue.remove(number)
         self._training.pop(number, None)
-        if self.folder.trial(number).exists():
-            write_token(self.folder.trial(number), f"{self.ledger.owner}/{STOPPED_TOKEN}")
+        if self.folder.objects or self.folder.trial(number).exists():
+            write_token(self.folder.trial_place(number), f"{self.ledger.owner}/{STOPPED_TOKEN}")
         if self.pool is not None:
             self.pool.forget(number)
         self.study.tell(self.ledger.trial(number))
@@ -387,7 +465,6 @@ class Coordinator:
         if number < 0:
             self.parents.note_open(number)
         if trial.state is State.PROPOSED:
-            self._shares[number] = trial.share
             self._to_train.append(number)
         elif trial.state is State.TRAINED:
             self._to_judge.append(number)
@@ -409,6 +486,13 @@ class Coordinator:
 
 def _is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
+
+
+def _had_all(had: Grant, trial: TrialRecord) -> str:
+    """Say what helps a training that had not enough memory with all that it can have of a GPU."""
+    recipe = trial.config["training"]
+    remedy = training_remedy(recipe["batch_size"], recipe["micro_batch"])
+    return f"It had {had.gpus:g} of a GPU, and more is not to be had beside the attacks. {remedy}"
 
 
 def _described(record: TrialRecord) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.object_store import require_objects
 from search_spaces.errors import StorageError, StorageFull
 from sweeps.folder import SweepFolder
 
@@ -79,6 +80,7 @@ def in_words(count: float) -> str:
 
 def require_room(folder: SweepFolder, size: TrialBytes, running: Sequence[int]) -> None:
     """Raise StorageFull if less is free than the running trainings may still write. Args: running: their numbers."""
+    running = [] if folder.objects else running  # those write into an object store, whose room nobody can ask
     there = [used_bytes(folder.trial(number) / "checkpoints") for number in running]
     needed, free = room_needed(size, there), free_bytes(folder.root)
     if free < needed:
@@ -91,7 +93,8 @@ def require_room(folder: SweepFolder, size: TrialBytes, running: Sequence[int]) 
 
 
 def require_writable(folder: SweepFolder) -> None:
-    """Raise StorageError if no file can be written into the sweep's folder, or where it will be; leaves nothing."""
+    """Raise StorageError if nothing can be written into the sweep's folder, or where it will be, or into the object
+    store that its files are in; leaves nothing."""
     place = folder.root
     while not place.exists():
         place = place.parent
@@ -103,6 +106,8 @@ def require_writable(folder: SweepFolder) -> None:
             probe.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"nothing can be written into {place}: {error.strerror}. Nothing was started.") from error
+    if (objects := folder.objects) is not None:
+        require_objects(objects)
 
 
 class DiskWatch:

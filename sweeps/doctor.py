@@ -163,7 +163,8 @@ def judge_sharing(gpus: int, server: bool, running: bool) -> Finding:
     if running:
         return Finding("CUDA MPS", "good", "running: trials that share a GPU compute at once")
     if server:
-        return Finding("CUDA MPS", "good", "available, not running: trials that share a GPU take turns")
+        found = "available: a sweep starts it with its own Ray; without it trials that share a GPU take turns"
+        return Finding("CUDA MPS", "good", found)
     return Finding(
         "CUDA MPS",
         "warning",

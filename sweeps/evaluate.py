@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from cluster.connect import connect, prepare_environment
-from cluster.shared_storage import require_shared
+from cluster.object_store import require_objects
+from cluster.shared_objects import require_storage
 from cluster.versions import SameEnvironment
 from search_spaces.errors import ConfigError, Problem, SweepError, SweepExists
 from sweeps.attack_plan import fill_in, planned_stages, ready_made
@@ -30,7 +31,7 @@ from sweeps.ledger import Ledger
 from sweeps.reading import read_attacks
 from sweeps.records import IMPORTED, LAUNCHED, PlannedStage, Split, State, TrialRecord
 from sweeps.rules import attack_problems
-from sweeps.runner import POLL_S, create_ledger, enough, handled_signals, load_data
+from sweeps.runner import POLL_S, create_ledger, enough, handled_signals, known_nodes, load_data
 from sweeps.sections import FailuresSection
 from sweeps.stage_job import StageJob, StageOutcome
 from sweeps.stage_life import adopt, is_last_of_column, start, try_again
@@ -166,15 +167,20 @@ class _Work:
         import ray
 
         ours = not ray.is_initialized()
-        shares = connect(address, lambda nodes: enough(config, nodes), self.folder.log)
+        if self.folder.objects is not None:
+            require_objects(self.folder.objects)
+        shares = connect(address, lambda nodes: enough(config, known_nodes(config, nodes)), self.folder.log)
         try:
             if address is not None:
                 SameEnvironment(config.plugins).require()
-                require_shared(self.folder.scratch)
+                require_storage(self.folder.scratch, self.folder.objects)
             self.ledger.note_driver("resources", shares.public())
             attacks = list(dict.fromkeys(stage.attack for stage in self.stages))
             pool = EvaluationPool(
-                shares, attacks, config.failures.hang_after_s, self.folder.scratch / (self.ledger.owner or "")
+                shares,
+                attacks,
+                config.failures.hang_after_s,
+                self.folder.objects or self.folder.scratch / (self.ledger.owner or ""),
             )
             pool.use_everything()
             while not self.halt:
@@ -280,6 +286,9 @@ def import_sweep(
             f"{folder.command('evaluate')} --plan FILE. Or choose another NAME."
         )
     config = parse_sweep(document, "--checkpoint")
+    if config.storage.objects is not None:
+        message = "a checkpoint from elsewhere is judged in the sweep's folder; leave this out."
+        raise ConfigError([Problem(("storage", "objects"), message)])
     stage_data(config, say)
     splits = load_data(config)
     problems = list(attack_problems(config.attacks, splits.num_classes))

@@ -2,8 +2,9 @@
 
 A stage is cut into shards by images, one Ray task each. The shards of first stages come before all others, because the
 search waits for them; a shard that runs is never stopped for another, so that what came first ends first among equals.
-A shard that is lost with its worker runs again and finds what it had judged in the store. One that has given no sign of
-life for `failures.hang_after_s` is ended with its worker, and its stage has failed as a hang.
+A shard that is lost with its worker runs again and finds what it had judged in the store. So does one whose node ends
+before it could; the reserved share moves to another node then. One that has given no sign of life for
+`failures.hang_after_s` is ended with its worker, and its stage has failed as a hang.
 """
 
 from __future__ import annotations
@@ -17,15 +18,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cluster.draining import draining_nodes
 from cluster.resources import Shares
-from search_spaces.errors import AttackHung, StorageError, SweepError
+from search_spaces.errors import AttackHung, NodeEnding, StorageError, SweepError
 from search_spaces.imports import quick_imports
+from search_spaces.object_uri import ObjectUri
 from search_spaces.storage import storage_problem
 from sweeps.live_state import PoolState
 from sweeps.pulse import Pulse, count_beats, heard, is_silent
+from sweeps.pulse_board import pulse_board
 from sweeps.stage_job import ShardResult, StageJob, StageOutcome, assemble, judge_shard
+
+if TYPE_CHECKING:
+    from trainables.node_data import NodeData
 
 LOST_WORKERS = 3
 """How often a shard whose worker died is started again before its stage has failed (our choice)."""
@@ -35,8 +42,6 @@ NODE_PAUSE_S = 1.0
 """After a node was lost nothing starts for so long: until Ray has noticed, it sends work to where nobody is."""
 ROOM_S = 5.0
 """Between two looks whether the reserved share has a place, and between two trainings that make room for it."""
-LISTEN_S = 0.5
-"""Between two looks at the signs of life."""
 
 
 def warm_up(attacks: Sequence[str]) -> None:
@@ -83,9 +88,11 @@ class _Task:
     """A shard that Ray has been given."""
 
     part: _Shard
-    place: Path | None
+    place: Path | str | None
     """Where it gives signs of life."""
     pulse: Pulse = field(default_factory=Pulse)
+    group: Any = None
+    """The reserved share in which it runs; None is wherever there is room."""
 
 
 class EvaluationPool:
@@ -96,21 +103,23 @@ class EvaluationPool:
         shares: Shares,
         attacks: Sequence[str] = (),
         hang_after_s: float | None = None,
-        scratch: Path = Path(),
+        scratch: Path | ObjectUri = Path(),
+        held: NodeData | None = None,
     ) -> None:
         """Reserve the share and start its workers.
 
         Args:
             attacks: keys of those to expect; the workers import them while the first trials train.
             hang_after_s: how long a shard that has begun may judge nothing; None is for ever.
-            scratch: folder for the signs of life, which all nodes see.
+            scratch: folder for the signs of life, which all nodes see, or where the sweep's objects are.
+            held: what the nodes hold of the images.
         """
         import ray
-        from ray.util.placement_group import placement_group
 
         from trainables.verdicts import PACKED_BATCHES
 
         self._shares = shares
+        self._held = held
         self.capacity = shares.evaluation_workers
         self._packed = PACKED_BATCHES
         self._stages: dict[int, _Running] = {}
@@ -119,16 +128,18 @@ class EvaluationPool:
         """A heap."""
         self._tasks: dict[Any, _Task] = {}
         self._hang_after_s = hang_after_s
-        self._pulses = scratch / "pulses"
+        self._pulses = pulse_board(scratch)
         self._listened_at = float("-inf")
         self._quiet_until = float("-inf")
         self._placed_at = time.monotonic()
         if hang_after_s is not None:
-            self._pulses.mkdir(parents=True, exist_ok=True)
-        bundle = {"CPU": shares.evaluation_cpus, "GPU": shares.evaluation_gpus}
-        bundle = {name: amount for name, amount in bundle.items() if amount}
-        self._group: Any = placement_group([bundle] * self.capacity, strategy="SPREAD")
+            self._pulses.prepare()
+        self._group: Any = self._reserve()
         self._reserved: Any = self._group
+        self._left: list[Any] = []
+        """Reserved shares on nodes that end, in which shards still run."""
+        self._unit_s: dict[str, float] = {}
+        """What a shard of each attack has taken at most, by label."""
         ray.get(self._group.ready())
         warming = ray.remote(max_retries=0, **self._options())(warm_up)
         self._warming = [
@@ -183,6 +194,7 @@ class EvaluationPool:
         for reference in ready:
             self._take(reference)
         self._end_what_hangs()
+        self._give_back()
         ended = []
         for key, stage in list(self._stages.items()):
             if stage.error is not None:  # its other shards may end, and are in the store for another try
@@ -198,12 +210,21 @@ class EvaluationPool:
         """Take what a task that has ended came to."""
         import ray
 
-        part = self._tasks.pop(reference).part
+        task = self._tasks.pop(reference)
+        part = task.part
         stage = self._stages.get(part.stage)
         if stage is None:  # forgotten meanwhile
             return
         try:
-            stage.results.append(ray.get(reference))
+            result = ray.get(reference)
+            stage.results.append(result)
+            label = stage.job.stage.label
+            self._unit_s[label] = max(self._unit_s.get(label, 0.0), result.seconds)
+        except NodeEnding:  # what it had judged is in the store
+            self._quiet_until = time.monotonic() + NODE_PAUSE_S
+            self._leave(task.group)
+            heapq.heappush(self._waiting, part)
+            return
         except Exception as error:  # the evaluation's boundary: whatever it was becomes a recorded failure
             if problem := storage_problem(error):  # but this is nobody's: the driver stops
                 raise StorageError(f"an attack on trial {stage.job.number} cannot write: {problem}.") from error
@@ -212,6 +233,45 @@ class EvaluationPool:
                 return
             stage.error = stage.error or traceback.format_exc()
         stage.missing -= 1
+
+    def _leave(self, group: Any) -> None:
+        """Reserve the share on another node: the one where a shard ran in it ends."""
+        if group is None or group is not self._group:
+            return
+        self._left.append(group)
+        was_used = self._reserved is not None
+        self._group = self._reserve()
+        if was_used:
+            self._reserved = self._group
+
+    def _leave_what_drains(self) -> None:
+        """Reserve the share elsewhere if a node that it is on takes nothing new.
+
+        Ray moves it only from a node that is lost, and until then a shard that is started there would wait.
+        """
+        from ray.util.placement_group import placement_group_table
+
+        draining = draining_nodes()
+        if draining and draining & set(placement_group_table(self._group)["bundles_to_node_id"].values()):
+            self._leave(self._group)
+
+    def _give_back(self) -> None:
+        """Give up the reserved shares on nodes that end as soon as nothing runs in them."""
+        if not self._left:
+            return
+        from ray.util.placement_group import remove_placement_group
+
+        used = [task.group for task in self._tasks.values()]
+        for group in [group for group in self._left if not any(group is other for other in used)]:
+            self._left.remove(group)
+            remove_placement_group(group)
+
+    def _reserve(self) -> Any:
+        from ray.util.placement_group import placement_group
+
+        bundle = {"CPU": self._shares.evaluation_cpus, "GPU": self._shares.evaluation_gpus}
+        bundle = {name: amount for name, amount in bundle.items() if amount}
+        return placement_group([bundle] * self._shares.evaluation_workers, strategy="SPREAD")
 
     def _again(self, part: _Shard, error: Exception) -> _Shard | None:
         """Return what is judged again because its worker or its node was lost; None if that is not what happened."""
@@ -225,11 +285,12 @@ class EvaluationPool:
         import ray
 
         now = time.monotonic()
-        if self._hang_after_s is None or now - self._listened_at < LISTEN_S:
+        if self._hang_after_s is None or now - self._listened_at < self._pulses.listen_s:
             return
         self._listened_at = now
+        beats = self._pulses.look() if self._tasks else count_beats
         for reference, task in list(self._tasks.items()):
-            task.pulse = heard(task.pulse, count_beats(task.place) if task.place else 0, now)
+            task.pulse = heard(task.pulse, beats(task.place) if task.place else 0, now)
             if not is_silent(task.pulse, now, self._hang_after_s):
                 continue
             del self._tasks[reference]
@@ -257,7 +318,7 @@ class EvaluationPool:
             self._start()
 
     def wants_room(self) -> bool:
-        """Return whether a training should make room: the reserved share was lost with its node, and on no other node
+        """Return whether a training should make room: the reserved share had to leave its node, and on no other node
         is any left. Ray moves it by itself as soon as there is. True at most once in ROOM_S."""
         from ray.util.placement_group import placement_group_table
 
@@ -265,7 +326,7 @@ class EvaluationPool:
         if self._reserved is None or not self.busy or now - self._placed_at < ROOM_S:
             return False
         self._placed_at = now
-        return bool(placement_group_table(self._reserved)["state"] == "RESCHEDULING")
+        return bool(placement_group_table(self._reserved)["state"] in ("PENDING", "RESCHEDULING"))
 
     def forget(self, number: int) -> None:
         """Drop a trial's stages: what waits does not start, what runs ends and is not adopted."""
@@ -289,12 +350,16 @@ class EvaluationPool:
         if time.monotonic() < self._quiet_until:
             return
         while self._waiting and len(self._tasks) < self.capacity:
+            if self._reserved is not None:
+                self._leave_what_drains()
             part = heapq.heappop(self._waiting)
-            place = None if self._hang_after_s is None else self._pulses / str(next(self._keys))
+            place = None if self._hang_after_s is None else self._pulses.place_of(str(next(self._keys)))
             # Ray's own retries would leave open whether a silent shard runs or waits for another worker
             task = ray.remote(max_retries=0, **self._options())(judge_shard)
-            reference = task.remote(self._stages[part.stage].job, part.shard, part.shards, place)
-            self._tasks[reference] = _Task(part, place)
+            job = replace(self._stages[part.stage].job, gpu_share=self._shares.evaluation_gpus)
+            unit_s = self._unit_s.get(job.stage.label)
+            reference = task.remote(job, part.shard, part.shards, place, unit_s, self._held)
+            self._tasks[reference] = _Task(part, place, group=self._reserved)
 
     def _drop(self, key: int) -> int:
         """Forget the shards of a stage that have not started; returns how many they were."""

@@ -61,7 +61,7 @@ def export_model(snapshot: Snapshot, folder: SweepFolder, number: int, to: Path)
         raise SweepError(f"{to} exists already; nothing was written. Choose another folder with --out.")
     partial = to.with_name(f".{to.name}.{os.getpid()}")
     try:
-        _write_model(folder.trial(number), partial)
+        _write_model(folder.trial_place(number), partial)
         (partial / "README.md").write_text(card(snapshot, trial, to), encoding="utf-8")
         if to.exists():
             to.rmdir()
@@ -71,14 +71,15 @@ def export_model(snapshot: Snapshot, folder: SweepFolder, number: int, to: Path)
     return to
 
 
-def _write_model(trial_folder: Path, place: Path) -> None:
+def _write_model(trial_place: str, place: Path) -> None:
     import timm
     import torch
     from timm.models import _hub
 
     from trainables.trial import load_final
+    from trainables.trial_folder import fetched_final
 
-    model, splits, meta = load_final(trial_folder, device=torch.device("cpu"))
+    model, splits, meta = load_final(fetched_final(trial_place), device=torch.device("cpu"))
     vit: Any = model.vit
     channels, size = splits.channels, meta["config"]["model"]["img_size"]
     mean, std = (tuple(one) * (channels if len(one) == 1 else 1) for one in (splits.mean, splits.std))

@@ -14,6 +14,9 @@
         ├── requests/           what other terminals ask of the driver, one file each until it is granted
         ├── verdicts/           one file per attack stage, named by the digest of what it judged
         └── scratch/            Ray Tune's own files; nothing in it is ever read again
+
+With ``storage.objects`` trials/, parents/ and verdicts/ are in an object store instead, by the same names below the URI
+that the one-line file ``objects`` in this folder holds.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from search_spaces.durable_files import write_whole
 from search_spaces.errors import ConfigError, Problem, SweepNotFound
+from search_spaces.faults import durable
+from search_spaces.object_uri import ObjectUri
 
 DEFAULT_STORAGE = Path("runs")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -80,6 +86,45 @@ class SweepFolder:
     @property
     def verdicts(self) -> Path:
         return self.root / "verdicts"
+
+    @property
+    def objects_file(self) -> Path:
+        return self.root / "objects"
+
+    @property
+    def objects(self) -> ObjectUri | None:
+        """Where in an object store the sweep's trials and verdicts are; None if they are in this folder."""
+        try:
+            return ObjectUri.read(self.objects_file.read_text().strip())
+        except FileNotFoundError:
+            return None
+
+    def point_to_objects(self, objects: str | None, sweep_id: str) -> None:
+        """Write where the sweep's objects are, unless it stands there already.
+
+        Args: objects: `storage.objects`; sweep_id: part of the place, because names are given again.
+        """
+        place = None if objects is None else ObjectUri.read(objects).joined(f"{self.name}-{sweep_id[:8]}")
+        if place == self.objects:
+            return
+        with durable("sweep.objects") as write:
+            if place is None:  # of a launch that was killed
+                self.objects_file.unlink()
+            else:
+                write_whole(self.objects_file, f"{place}\n", write)
+
+    @property
+    def verdict_place(self) -> str:
+        """Where verdicts are: a path, or the URI of objects."""
+        return self._place(self.verdicts)
+
+    def trial_place(self, number: int) -> str:
+        """Return where a trial's or a parent's files are: a path, or the URI of objects."""
+        return self._place(self.trial(number))
+
+    def _place(self, path: Path) -> str:
+        objects = self.objects
+        return str(path) if objects is None else str(objects.joined(path.relative_to(self.root).as_posix()))
 
     @property
     def requests(self) -> Path:

@@ -22,6 +22,7 @@ from sweeps.stage_job import StageJob, judge_here
 from sweeps.trained_parents import Parent
 from trainables.config import TrialConfig
 from trainables.parent import ParentFile
+from trainables.trial_folder import open_folder
 
 if TYPE_CHECKING:
     from trainables.training import Outcome
@@ -71,9 +72,10 @@ def origin_in(
     """Return what a trial that is repeated starts from: weights that its sweep has trained, where they are there."""
     origin = origin_of(trial, config)
     rows = {row.number: row for row in ledger.parents()}
-    if isinstance(origin, Parent) and origin.number in rows and (folder.trial(origin.number) / "final").is_dir():
-        return trained_file(rows[origin.number], folder)
-    return origin
+    if not isinstance(origin, Parent) or origin.number not in rows:
+        return origin
+    is_there = open_folder(folder.trial_place(origin.number)).has_final()
+    return trained_file(rows[origin.number], folder) if is_there else origin
 
 
 def run_trial(

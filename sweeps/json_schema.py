@@ -20,7 +20,14 @@ from search_spaces.domains import Domain
 from sweeps.folder import NAME_PATTERN
 from sweeps.parent_reading import PARENT_NAME
 from sweeps.reading import COLUMN_NAME
-from sweeps.sections import AttackSection, GeneralSections, ParentSection, SearchSection, TestSection
+from sweeps.sections import (
+    AttackSection,
+    GeneralSections,
+    ParentSection,
+    ResourcesSection,
+    SearchSection,
+    TestSection,
+)
 from trainables.attack import Surrogate, Threat
 from trainables.config import DataConfig, ModelConfig, TrainingConfig
 from trainables.registry import Kind, built_in_names, find
@@ -49,6 +56,7 @@ def sweep_schema() -> Schema:
         "methods": _or_null({"type": "array", "items": _ref("method"), "minItems": 1}, "Every trial takes one entry."),
         **{name: _or_null(schema, schema.get("description")) for name, schema in _fields(GeneralSections).items()},
         "search": _or_null(_search(), SearchSection.__doc__),
+        "resources": _or_null(_resources(), ResourcesSection.__doc__),
     }
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -122,6 +130,10 @@ def _attacks() -> Schema:
     fields["columns"] |= _mapping(COLUMN_NAME.pattern, _ref("column"))
     fields["test"] = _or_null(_object(test), TestSection.__doc__)
     return _or_null(_object(fields), "How robust accuracy is measured.")
+
+
+def _resources() -> Schema:
+    return {"anyOf": [_object(_fields(ResourcesSection)), {"enum": ["auto"]}]}
 
 
 def _search() -> Schema:

@@ -245,13 +245,17 @@ class Ledger:
                 connection.execute(KNOWN.update().where(KNOWN.c.position == known).values(number=number))
             self._touch(connection, number, "proposed", {"label": label})
 
-    def start_training(self, number: int) -> int:
-        """Commit that the training (re)starts; returns the number of this attempt, from 1."""
+    def start_training(self, number: int, gets: Mapping[str, float] | None = None) -> int:
+        """Commit that the training (re)starts; returns the number of this attempt, from 1.
+
+        Args: gets: what Ray is asked for, by resource.
+        """
         with self._write("ledger.start_training") as connection:
             attempts = connection.scalar(sa.select(TRIALS.c.attempts).where(TRIALS.c.number == number))
             attempt = (attempts or 0) + 1
             started = sa.func.coalesce(TRIALS.c.started_at, time.time())
-            self._move(connection, number, State.TRAINING, {"attempt": attempt}, attempts=attempt, started_at=started)
+            detail = {"attempt": attempt, **({} if gets is None else {"gets": dict(gets)})}
+            self._move(connection, number, State.TRAINING, detail, attempts=attempt, started_at=started)
         return attempt
 
     def record_epochs(
@@ -614,6 +618,14 @@ class Ledger:
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(EVENTS.c.sequence)).mappings()
             return [Event(**{**row, "detail": json.loads(row["detail"])}) for row in rows]
+
+    def granted(self) -> dict[int, Mapping[str, float]]:
+        """Return by trial, or parent, what Ray was asked for when its training started last: CPU, GPU."""
+        query = sa.select(EVENTS.c.number, EVENTS.c.detail).where(EVENTS.c.kind == str(State.TRAINING))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(EVENTS.c.sequence)).all()
+        details = {number: json.loads(detail) for number, detail in rows}
+        return {number: detail["gets"] for number, detail in details.items() if "gets" in detail}
 
     def last_sequence(self) -> int:
         """Return the number of the newest event; 0 before the first."""

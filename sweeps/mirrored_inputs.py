@@ -6,12 +6,16 @@ made: it is no part of the run, is not found again by a tag before it is created
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+from cluster.object_store import ObjectStore
+from search_spaces.errors import ObjectStoreError
+from search_spaces.object_uri import ObjectUri
 from sweeps.folder import SweepFolder
 from sweeps.records import SweepRecord, TrialRecord
 
@@ -20,6 +24,8 @@ LONGEST_DIGEST = 36
 """Characters that MLflow takes."""
 LONGEST_HEAD = 100_000_000
 """Bytes; safetensors refuses a longer head."""
+USUAL_HEAD = 2**20
+"""Bytes that are asked of an object store: a tensor takes about a hundred."""
 
 
 class DataInput(NamedTuple):
@@ -86,9 +92,22 @@ def model_tags(trial: TrialRecord, folder: SweepFolder) -> dict[str, str]:
         return tags
     tags["model.weights_digest"] = trial.weights_digest
     file = folder.trial(trial.number) / "final" / "weights.safetensors"
-    if (parameters := count_parameters(file)) is not None:
-        tags |= {"model.file": file.relative_to(folder.storage).as_posix(), "model.parameters": str(parameters)}
+    name, parameters = file.relative_to(folder.storage).as_posix(), count_parameters(file)
+    if (objects := folder.objects) is not None:
+        inside = file.relative_to(folder.root).as_posix()
+        name, parameters = str(objects.joined(inside)), _count_remote(objects, inside)
+    if parameters is not None:
+        tags |= {"model.file": name, "model.parameters": str(parameters)}
     return tags
+
+
+def _count_remote(objects: ObjectUri, name: str) -> int | None:
+    """Return the same as `count_parameters` of an object; None also if the store is away: a tag is no result."""
+    try:
+        head = ObjectStore(objects).read_head(name, USUAL_HEAD)
+    except ObjectStoreError:
+        return None
+    return None if head is None else _numbers_in(io.BytesIO(head))
 
 
 def count_parameters(weights: Path) -> int | None:
@@ -98,9 +117,16 @@ def count_parameters(weights: Path) -> int | None:
     """
     try:
         with weights.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            head = json.loads(file.read(min(length, LONGEST_HEAD)))
-    except (OSError, ValueError):
+            return _numbers_in(file)
+    except OSError:
+        return None
+
+
+def _numbers_in(file: BinaryIO) -> int | None:
+    length = int.from_bytes(file.read(8), "little")
+    try:
+        head = json.loads(file.read(min(length, LONGEST_HEAD)))
+    except ValueError:
         return None
     constants = ("__metadata__", "mean", "std")
     shapes: list[list[int]] = [tensor["shape"] for name, tensor in head.items() if name not in constants]

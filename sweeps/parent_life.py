@@ -98,4 +98,4 @@ def given_file(parent: GivenParent) -> ParentFile:
 
 def trained_file(row: TrialRecord, folder: SweepFolder) -> ParentFile:
     """Return where the weights of a parent are that the sweep has trained."""
-    return ParentFile(str(folder.trial(row.number)), weights_digest=row.weights_digest)
+    return ParentFile(folder.trial_place(row.number), weights_digest=row.weights_digest)

@@ -13,7 +13,9 @@ from sweeps.config import SweepConfig
 from sweeps.disk import MARGIN_BYTES, free_bytes, in_words
 from sweeps.folder import DEFAULT_STORAGE
 from sweeps.forecast import Plan, StageFigures, describe
+from sweeps.measured_memory import Needs
 from sweeps.plan_packing import packing_rows
+from sweeps.probing import fitted
 from sweeps.sections import EvaluationResources, GivenParent, ResourcesSection
 from sweeps.wall_time import Measured, conditions, estimate
 from sweeps.wall_time import in_words as duration
@@ -47,13 +49,14 @@ def _machine_rows(plan: Plan, nodes: Sequence[Node], like: Measured | None) -> I
     """Yield what fits on the nodes at once, and how long all of it may take."""
     if not nodes:
         return
-    yield from packing_rows(plan.config, nodes)
+    needs = Needs() if like is None else like.needs
+    yield from packing_rows(plan.config, nodes, needs)
     if plan.config.resources.problems(nodes):
         return
     if like is None:
         yield "wall time", "not known before something has run: --like NAME takes the seconds of a sweep like this one"
         return
-    shares = plan.config.resources.shares(nodes)
+    shares = fitted(plan.config.resources, nodes, needs)
     expected = estimate(plan, shares, like)
     low, high = expected.total.low, expected.total.high
     total = duration(low) if duration(low) == duration(high) else f"{duration(low)} to {duration(high)}"

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from cluster.connect import this_machine
+from cluster.connect import connect, prepare_environment, this_machine
 from cluster.described import nodes_of, read_nodes
+from cluster.device_memory import with_memory
 from cluster.packing import Node
+from cluster.resources import Shares
 from search_spaces.errors import ConfigError, Problem
 from sweeps.config import parse_sweep
 from sweeps.folder import SweepFolder
 from sweeps.forecast import describe
 from sweeps.ledger import Ledger
+from sweeps.measured_memory import MEASURED, Needs
 from sweeps.wall_time import Measured, measure
 from sweeps.yaml_source import read_document
 
 
-def nodes_to_plan(on: str | None) -> list[Node]:
-    """Return the nodes that ``--on`` describes, in short or by a settings file; without it this machine.
+def nodes_to_plan(
+    on: str | None, address: str | None = None, say: Callable[[str], None] = lambda text: None
+) -> list[Node]:
+    """Return the nodes that ``--on`` describes, in short or by a settings file, or those of a cluster at ``--address``.
 
-    Raises: ConfigError with every mistake.
+    Without either it is this machine.
+
+    Args:   say: takes a line about the cluster's token, where there is something to say.
+    Raises: ConfigError with every mistake; ClusterError if the cluster cannot be joined.
     """
+    if on is not None and address is not None:
+        problem = "--on describes nodes that are not here, --address names some that are; found both."
+        raise ConfigError([Problem((), problem, "Give one of them.", source="--on")])
+    if address is not None:
+        return nodes_there(address, say)
     if on is None:
         return [this_machine()]
     if not on.endswith((".yaml", ".yml")):
@@ -32,8 +48,24 @@ def nodes_to_plan(on: str | None) -> list[Node]:
     return nodes
 
 
+def nodes_there(address: str, say: Callable[[str], None]) -> list[Node]:
+    """Return the nodes of a cluster that runs, with the memory of their GPUs, and leave it again."""
+    prepare_environment()
+    import ray
+
+    found: list[Node] = []
+
+    def look(nodes: Sequence[Node]) -> Shares:
+        found.extend(node for node in with_memory(nodes) if node.cpus or node.devices)
+        return Shares(1, 1.0, 0.0, 1, 1.0, 0.0)
+
+    connect(address, look, Path(os.devnull), say)
+    ray.shutdown()
+    return found
+
+
 def seconds_of(name: str, storage: Path) -> Measured:
-    """Return what the trials of a sweep took.
+    """Return what the trials of a sweep took, time and memory.
 
     Raises: SweepNotFound; ConfigError if none of its trials has been trained.
     """
@@ -41,6 +73,7 @@ def seconds_of(name: str, storage: Path) -> Measured:
     try:
         sweep, trials, stages = ledger.sweep(), ledger.trials(), ledger.stages()
         shares = ledger.driver_events("resources")
+        needs = Needs.read(ledger.driver_events(MEASURED))
     finally:
         ledger.close()
     plan = describe(parse_sweep(sweep.document))
@@ -50,4 +83,4 @@ def seconds_of(name: str, storage: Path) -> Measured:
     if measured is None:
         problem = f"no trial of {name} has been trained to its end, so that nothing is known of its time."
         raise ConfigError([Problem((), problem, "Name a sweep that has run.", source="--like")])
-    return measured
+    return replace(measured, needs=needs)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from cluster.packing import Node, Packing, Placement
-from cluster.resources import ATTACK, TRAINING, Shares, lay_out, lay_out_by_kind, shares_by_kind
+from cluster.resources import ATTACK, GB, TRAINING, Shares, lay_out
+from sweeps.admission import Admission
 from sweeps.config import SweepConfig
+from sweeps.measured_memory import Needs
+from sweeps.memory_classes import classes_of
+from sweeps.probing import fitted
 
 TITLE = "packing"
 Row = tuple[str, str, str, str, str]
@@ -17,13 +21,17 @@ Row = tuple[str, str, str, str, str]
 HEAD: Row = ("node", "GPU", "on each", "left of each", "CPUs left")
 
 
-def packing_rows(config: SweepConfig, nodes: Sequence[Node]) -> Iterator[tuple[str, str]]:
-    """Yield the rows of the plan's table: how much runs at once on these nodes, where, and what decides it."""
+def packing_rows(config: SweepConfig, nodes: Sequence[Node], needs: Needs | None = None) -> Iterator[tuple[str, str]]:
+    """Yield the rows of the plan's table: how much runs at once on these nodes, where, and what decides it.
+
+    Args: needs: what was measured of the memory; the layout is for the class that needs most.
+    """
+    needs = Needs() if needs is None else needs
     if problems := config.resources.problems(nodes):
         for problem in problems:
             yield TITLE, f"not on {_place(nodes)}: {problem}"
         return
-    shares = config.resources.shares(nodes)
+    shares = fitted(config.resources, nodes, needs)
     packing = lay_out(shares, nodes)
     words = {TRAINING: "training", ATTACK: "attack" if config.attacks is not None else "kept for attacks"}
     yield TITLE, f"{_place(nodes)}: {_at_once(shares, packing, config)}"
@@ -34,7 +42,7 @@ def packing_rows(config: SweepConfig, nodes: Sequence[Node]) -> Iterator[tuple[s
             yield TITLE, "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
     for unplaced in packing.unplaced:
         yield "", f"{unplaced.count} of the {words[unplaced.request]}s asked for would wait: {unplaced.why}"
-    yield from (("", note) for note in _notes(config, shares, nodes))
+    yield from (("", note) for note in _notes(config, shares, nodes, needs))
 
 
 def _place(nodes: Sequence[Node]) -> str:
@@ -50,7 +58,9 @@ def _place(nodes: Sequence[Node]) -> str:
 def _at_once(shares: Shares, packing: Packing, config: SweepConfig) -> str:
     """Say how many train and attack at once."""
     trainings = packing.count(TRAINING)
-    text = f"{trainings} training{'' if trainings == 1 else 's'} at once, {_each(shares.trial_cpus, shares.trial_gpus)}"
+    share = ", ".join(f"{share:g} of {kind}" for kind, share in shares.by_kind.items())
+    each = f"{shares.trial_cpus:g} CPU and {share}" if share else _each(shares.trial_cpus, shares.trial_gpus)
+    text = f"{trainings} training{'' if trainings == 1 else 's'} at once, {each}"
     if config.attacks is None:
         return text
     attacks = packing.count(ATTACK)
@@ -105,19 +115,34 @@ def _contents(placements: Sequence[Placement], words: dict[str, str]) -> str:
     return ", ".join(parts) or "nothing"
 
 
-def _notes(config: SweepConfig, shares: Shares, nodes: Sequence[Node]) -> Iterator[str]:
-    """Yield what decides the shares, and what else could."""
+def _notes(config: SweepConfig, shares: Shares, nodes: Sequence[Node], needs: Needs) -> Iterator[str]:
+    """Yield what decides the shares."""
     wanted = config.resources
     if not shares.trial_gpus:
         return
-    if wanted.memory_bytes is not None:
-        each = shares_by_kind(wanted.memory_bytes, nodes)
-        if len(set(each.values())) > 1:
-            fitting = lay_out_by_kind(shares, nodes, wanted.memory_bytes, wanted.evaluation.memory_bytes)
-            own = ", ".join(f"{share:g} of {kind}" for kind, share in each.items())
-            would = f"one for each kind would fit {fitting.count(TRAINING)} ({own})"
-            yield f"Ray is given one share, what the smallest GPU needs; {would}"
-    elif wanted.gpus == "auto":
-        yield f"{shares.trial_gpus:g} GPU is no measurement: with resources.memory_gb or .gpus more may train at once"
+    if needs and wanted.measures_trainings:
+        yield from _measured(config, shares, nodes, needs)
+    elif wanted.measures_trainings:
+        yield (
+            f"{shares.trial_gpus:g} GPU is no measurement: `launch` measures each class of trainings before, "
+            "and more may train at once then; --like NAME takes what a sweep has measured"
+        )
     if sum(len(node.devices) for node in nodes) > 1:
         yield "Ray chooses the devices itself, and may stack trainings on one while another idles"
+
+
+def _measured(config: SweepConfig, shares: Shares, nodes: Sequence[Node], needs: Needs) -> Iterator[str]:
+    """Yield a line for each class: what it needs, which share that is, and how many of it alone would train at once."""
+    admission = Admission(config.resources, shares, nodes, needs)
+    for of in classes_of(config):
+        known = [need for need in needs.of("training", of).values() if need is not None]
+        if not known:
+            yield f"{of.label}: does not fit on a whole GPU of those that were measured"
+            continue
+        each = admission.request(of).gpus
+        text = (
+            ", ".join(f"{s:g} of {k}" if k else f"{s:g} GPU" for k, s in each.items())
+            if isinstance(each, Mapping)
+            else f"{each:g} GPU"
+        )
+        yield f"{of.label}: {max(known) / GB:.1f} GB, {text}; {admission.at_once(of)} at once"

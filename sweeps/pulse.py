@@ -8,9 +8,15 @@ clocks are ever compared. While there is no file the shard waits for a worker, a
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from search_spaces.errors import ObjectStoreError
+from search_spaces.object_uri import ObjectUri
+
+_given: Counter[str] = Counter()
+"""Signs of life that this process has given, by object."""
 START_S = 120.0
 """A worker may take so long to import what it needs and to load model and images, whatever the limit (our choice)."""
 
@@ -40,20 +46,32 @@ def longest_silence(hang_after_s: float, *, starting: bool) -> float:
     return max(hang_after_s, START_S) if starting else hang_after_s
 
 
-def beat(place: Path | None) -> None:
+def beat(place: Path | str | None) -> None:
     """Give a sign of life, if anybody listens. Runs in a worker.
 
-    Args: place: the shard's file, in a folder that its driver has made; None: nobody listens.
+    Args: place: the shard's file, in a folder that its driver has made, or the URI of its object; None: nobody listens.
     """
-    if place is not None:
+    if isinstance(place, str):
+        _beat_far(place)
+    elif place is not None:
         # a driver that is gone has put the folder away, and of a full disk the next unit tells
         with contextlib.suppress(OSError), place.open("ab") as file:
             file.write(b".")
 
 
-def count_beats(place: Path) -> int:
-    """Return how many signs of life a shard has given; 0 if it has not begun."""
+def _beat_far(place: str) -> None:
+    """Write the shard's object anew, a byte longer: objects do not grow."""
+    from cluster.object_store import ObjectStore
+
+    _given[place] += 1
+    board, name = ObjectUri.read(place).parted()
+    with contextlib.suppress(ObjectStoreError):  # of a store that is gone the next unit tells
+        ObjectStore(board).put_object(name, b"." * _given[place])
+
+
+def count_beats(place: Path | str) -> int:
+    """Return how many signs of life a shard has given in a file; 0 if it has not begun."""
     try:
-        return place.stat().st_size
+        return Path(place).stat().st_size
     except OSError:
         return 0

@@ -26,6 +26,7 @@ from sweeps.sections import (
     RepeatedPolicy,
     ResourcesSection,
     SearchSection,
+    StorageSection,
     TestSection,
     TrackingSection,
 )
@@ -37,9 +38,9 @@ HEAD = """# The YAML file
 Written by `python -m sweeps.reference` from the configuration models; do not edit.
 
 A file has the sections `model`, `data`, `training`, `parents`, `methods`, `objectives`, `attacks`, `monitor`,
-`search`, `resources`, `tracking`, `failures`, `plugins`, `notify` and `name`; all are optional (`confirms` is for
-`confirm` to write). Numbers may be written as fractions (`2/255`). Relative paths are relative to the working
-directory. `--set key=value` replaces a value: `--set methods[1].jasmin.k=0`.
+`search`, `resources`, `tracking`, `storage`, `failures`, `plugins`, `notify` and `name`; all are optional
+(`confirms` is for `confirm` to write). Numbers may be written as fractions (`2/255`). Relative paths are relative to
+the working directory. `--set key=value` replaces a value: `--set methods[1].jasmin.k=0`.
 
 A field of `model`, `training` or a method is **searched** where a domain stands instead of a value; a method's own
 fields are searched in their ready-made domain unless the file says otherwise:
@@ -94,6 +95,7 @@ SECTIONS: tuple[tuple[str, type[Config]], ...] = (
     ("resources", ResourcesSection),
     ("resources.evaluation", EvaluationResources),
     ("tracking", TrackingSection),
+    ("storage", StorageSection),
     ("failures", FailuresSection),
     ("failures.crash, .hang, .exception", FailurePolicy),
     ("failures.node", NodePolicy),

@@ -240,19 +240,27 @@ def _ran_on(snapshot: Snapshot) -> str:
     """Say whose seconds these are. Drivers on different machines may have had different shares."""
     if not snapshot.resources:
         return "not recorded"
-    kinds = dict.fromkeys((_share(r, "trial"), _share(r, "evaluation")) for r in snapshot.resources)
+    kinds = dict.fromkeys((_trainings(snapshot, r), _share(r, "evaluation")) for r in snapshot.resources)
     told = "; ".join(f"each training {training}, each attack {attack}" for training, attack in kinds)
     if len(kinds) > 1:
         return f"{told}, by driver"
     (one,) = {tuple(sorted(r.items())) for r in snapshot.resources}
-    amounts, training = dict(one), sum(t.train_seconds or 0.0 for t in snapshot.trials)
-    training += sum(p.train_seconds or 0.0 for p in snapshot.parents)
-    attacking = sum(snapshot.attack_seconds.values())
-    spent = {
-        unit: training * amounts[f"trial_{key}"] + attacking * amounts[f"evaluation_{key}"]
-        for unit, key in (("CPU", "cpus"), ("GPU", "gpus"))
-    }
+    amounts, attacking = dict(one), sum(snapshot.attack_seconds.values())
+    spent = {}
+    for unit, key in (("CPU", "cpus"), ("GPU", "gpus")):
+        spent[unit] = attacking * amounts[f"evaluation_{key}"]
+        for trained in (*snapshot.trials, *snapshot.parents):
+            had = snapshot.granted.get(trained.number, {unit: amounts[f"trial_{key}"]})
+            spent[unit] += (trained.train_seconds or 0.0) * had.get(unit, 0.0)
     return f"{told}: " + ", ".join(f"{duration(s)} of one {unit}" for unit, s in spent.items() if s)
+
+
+def _trainings(snapshot: Snapshot, resources: Mapping[str, float]) -> str:
+    """Say what one training got; a range where trials got different shares of GPUs."""
+    gpus = {gets.get("GPU", 0.0) for gets in snapshot.granted.values()}
+    if len(gpus) < 2:
+        return _share(resources, "trial")
+    return f"on {resources['trial_cpus']:g} CPU and {min(gpus):g} to {max(gpus):g} GPU"
 
 
 def _share(resources: Mapping[str, float], kind: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +16,13 @@ from pathlib import Path
 
 from search_spaces.errors import SweepError
 from search_spaces.faults import durable
-from sweeps.disk import used_bytes
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.pareto import dominates
 from sweeps.records import State, SweepRecord, TrialRecord
 from sweeps.summary import objective_values
+from sweeps.sweep_files import SweepFiles, files_of
 
 OVER = (State.TRAINED, State.EVALUATING, State.FINISHED)
 """States in which the final weights have replaced the checkpoints. A failed trial may be tried again from its own."""
@@ -49,17 +48,17 @@ def find_unneeded(ledger: Ledger, folder: SweepFolder, *, weights: bool = False)
     Args:   weights: also the final weights of finished trials that an exact one dominates.
     Raises: SweepError if weights are to go before the sweep is finished.
     """
-    sweep, trials = ledger.sweep(), ledger.trials()
+    sweep, trials, files = ledger.sweep(), ledger.trials(), files_of(folder)
     found = [
-        ("checkpoints of trained trials", list(_checkpoints([*ledger.parents(), *trials], folder))),
+        ("checkpoints of trained trials", list(_checkpoints([*ledger.parents(), *trials], folder, files))),
         ("half-written files of dead processes", list(_temporary(folder.root))),
         ("Ray Tune's own files", [folder.scratch] if folder.scratch.exists() else []),
-        ("verdicts on weights that no trial has", list(_orphans(sweep, trials, ledger, folder))),
+        ("verdicts on weights that no trial has", list(_orphans(sweep, trials, ledger, folder, files))),
     ]
     if weights:
-        found.append(("final weights of dominated trials", list(_dominated_weights(sweep, trials, folder))))
+        found.append(("final weights of dominated trials", list(_dominated_weights(sweep, trials, folder, files))))
     return [
-        Unneeded(what, tuple(paths), sum(used_bytes(path) for path in paths)) for what, paths in found if len(paths)
+        Unneeded(what, tuple(paths), sum(files.size(path) for path in paths)) for what, paths in found if len(paths)
     ]
 
 
@@ -69,18 +68,18 @@ def collect(ledger: Ledger, folder: SweepFolder, *, weights: bool = False) -> li
         unneeded = find_unneeded(ledger, folder, weights=weights)
         if unneeded:  # noted first: what is removed must not look lost
             ledger.note_driver("gc", {kind.what: {"count": len(kind.paths), "bytes": kind.size} for kind in unneeded})
+        files = files_of(folder)
         with durable("gc.remove") as write:
             for path in (path for kind in unneeded for path in kind.paths):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-                write.torn()
+                files.remove(path, write)
     return unneeded
 
 
-def _checkpoints(trials: Sequence[TrialRecord], folder: SweepFolder) -> Iterator[Path]:
+def _checkpoints(trials: Sequence[TrialRecord], folder: SweepFolder, files: SweepFiles) -> Iterator[Path]:
     for trial in trials:
         place = folder.trial(trial.number)
-        is_over = trial.state in OVER and (place / "final").is_dir()
-        if (is_over or trial.state is State.STOPPED) and (place / "checkpoints").is_dir():
+        is_over = trial.state in OVER and files.is_dir(place / "final")
+        if (is_over or trial.state is State.STOPPED) and files.is_dir(place / "checkpoints"):
             yield place / "checkpoints"
 
 
@@ -108,9 +107,11 @@ def _is_written(path: Path, pid: int) -> bool:
     return True
 
 
-def _orphans(sweep: SweepRecord, trials: Sequence[TrialRecord], ledger: Ledger, folder: SweepFolder) -> Iterator[Path]:
+def _orphans(
+    sweep: SweepRecord, trials: Sequence[TrialRecord], ledger: Ledger, folder: SweepFolder, files: SweepFiles
+) -> Iterator[Path]:
     """Yield the folders of verdicts that no stage of any trial has found and no planned stage can ask for."""
-    places = {place.name: place for place in folder.verdicts.glob("*/*") if place.is_dir()}
+    places = {place.name: place for place in files.questions(folder.verdicts)}
     if not places:
         return
     known = {stage.digest for stage in ledger.stages()} | set(_questions(sweep, trials))
@@ -137,11 +138,13 @@ def _questions(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Iterator[st
             yield clean_digest(weights, images)
 
 
-def _dominated_weights(sweep: SweepRecord, trials: Sequence[TrialRecord], folder: SweepFolder) -> Iterator[Path]:
+def _dominated_weights(
+    sweep: SweepRecord, trials: Sequence[TrialRecord], folder: SweepFolder, files: SweepFiles
+) -> Iterator[Path]:
     if sweep.completed_at is None:
         raise SweepError(f"the sweep is not finished: its front may still need weights. First {folder.resume_command}")
     points = {t.number: value for t in trials if (value := objective_values(t, sweep.objectives)) is not None}
     settled = [points[t.number] for t in trials if t.exact and t.number in points]
     for number, point in points.items():
-        if any(dominates(other, point) for other in settled) and (folder.trial(number) / "final").is_dir():
+        if any(dominates(other, point) for other in settled) and files.is_dir(folder.trial(number) / "final"):
             yield folder.trial(number) / "final"

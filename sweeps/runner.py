@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -23,9 +24,11 @@ from cluster.connect import connect, prepare_environment, require_reachable, thi
 from cluster.device_memory import with_memory
 from cluster.following import ClusterWatch
 from cluster.head_watch import HeadWatch
+from cluster.mps import mps
+from cluster.object_store import require_objects
 from cluster.packing import Node
 from cluster.resources import Shares
-from cluster.shared_storage import SharedStorage
+from cluster.shared_objects import storage_check
 from cluster.versions import SameEnvironment
 from search_spaces.durable_files import make_folder, name_once, write_whole
 from search_spaces.errors import (
@@ -38,6 +41,7 @@ from search_spaces.errors import (
 )
 from search_spaces.faults import durable
 from search_spaces.imports import quick_imports
+from search_spaces.object_uri import ObjectUri
 from sweeps.attack_plan import planned_stages
 from sweeps.config import SweepConfig, parse_sweep
 from sweeps.disk import DiskWatch, require_writable
@@ -54,8 +58,8 @@ from sweeps.rules import data_problems
 
 if TYPE_CHECKING:
     from sweeps.changes import Change
-    from sweeps.searcher import LedgerSearcher
     from trainables.dataset import Splits
+    from trainables.node_data import NodeData
 
 DONE, SOME_FAILED, BAD_INPUT, DRIVER_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes."""
@@ -89,12 +93,14 @@ def create_sweep(
     from sweeps.prefetch import check_fit, stage
 
     require_writable(folder)
+    if config.storage.objects is not None:
+        require_objects(ObjectUri.read(config.storage.objects))
     if folder.ledger.exists():
         raise SweepExists(
             f"sweep {folder.name!r} exists in {folder.storage}. To go on with it: {folder.resume_command}"
         )
     stage(config, say)
-    splits = load_data(config)
+    splits = _kept_data(config)
     for note in check_fit(config, splits):
         say(note)
     problems = list(data_problems(config.attacks, config.training, splits, config.parents))
@@ -126,11 +132,14 @@ def _filling(
 def enough(config: SweepConfig, nodes: Sequence[Node]) -> Shares:
     """Return who gets how much of these nodes; ConfigError if one training has no room there, for which Ray would wait
     for ever."""
-    if config.resources.asks_for_memory:
-        nodes = with_memory(nodes)
     if problems := config.resources.problems(nodes):
         raise ConfigError(problems)
     return config.resources.shares(nodes)
+
+
+def known_nodes(config: SweepConfig, nodes: Sequence[Node], before: Sequence[Node] = ()) -> Sequence[Node]:
+    """Return the nodes with the memory of their devices, if that decides anything. Args: before: as `with_memory`."""
+    return with_memory(nodes, before) if config.resources.asks_for_memory else nodes
 
 
 def require_machine(config: SweepConfig, address: str | None) -> None:
@@ -175,6 +184,7 @@ def create_ledger(
         num_classes=splits.num_classes,
         split_sizes=sizes,
     )
+    folder.point_to_objects(config.storage.objects, record.id)
     with durable("sweep.config") as write:
         write_whole(folder.config, dump_yaml(config.document), write)
     temporary = folder.root / f".ledger.{os.getpid()}.tmp"
@@ -241,6 +251,7 @@ def drive(
                 _print_line(console, f"{place} is no request and is left alone.")
             grant_waiting(ledger, folder.requests, lambda text: _print_line(console, text))
             config = parse_sweep(ledger.sweep().document, folder.config.name)
+            folder.point_to_objects(config.storage.objects, ledger.sweep().id)
             driver = _Drive(folder, ledger, config, console, halt)
             if ledger.sweep().completed_at is not None:
                 console.print("nothing to do: the sweep is finished.")
@@ -275,14 +286,18 @@ class _Drive:
         self._scratch = folder.scratch / (ledger.owner or "")
         """Of this driver alone: one that lost its lease must not clear away what the next one uses."""
         self._disk = DiskWatch(folder, trial_bytes(config, ledger.sweep().num_classes))
-        self._shared = SharedStorage(folder.scratch)
+        self._shared = storage_check(folder.scratch, folder.objects)
         self._same = SameEnvironment(config.plugins)
         self._idle = False
         """Whether later attack stages run while trials train."""
+        self._nodes: Sequence[Node] = ()
+        """As far as they are known, with the memory of their devices."""
         self._cluster: ClusterWatch | None = None
         """None on a machine alone, whose Ray is the driver's own."""
-        self._searcher: LedgerSearcher | None = None
-        """Of the fit() that runs."""
+        self._held: NodeData | None = None
+        """What the nodes hold of the images."""
+        self._mps = contextlib.ExitStack()
+        """Ends the daemon by which processes share GPUs, once Ray's processes have ended."""
         self.coordinator = Coordinator(config, ledger, folder, self.progress.say)
 
     def run(self, address: str | None) -> None:
@@ -299,10 +314,12 @@ class _Drive:
         ours = not ray.is_initialized()
         with self.console.status("starting Ray" if address is None else f"joining Ray at {address}"):
             shares = self._connect(address)
+        with self.console.status("measuring what trainings and attacks need of the GPUs' memory"):
+            shares = self._measured(shares)
         head = None
         if address is not None:
             wanted = self.config.resources.concurrent
-            self._cluster = ClusterWatch(shares, None if wanted == "auto" else wanted)
+            self._cluster = ClusterWatch(shares, None if wanted == "auto" else wanted, self._known, self._nodes)
             shares = self._cluster.shares
             head = HeadWatch(self._head_lost, ray.get_runtime_context().gcs_address)
         self.console.print(shares.describe(), style="dim", highlight=False)
@@ -322,6 +339,7 @@ class _Drive:
             self._shared.close()
             if ours:
                 ray.shutdown()
+            self._mps.close()
             # Tune's own files; nothing reads them again. After the end that goes for those of killed drivers too.
             shutil.rmtree(self._scratch if self.halt else self.folder.scratch, ignore_errors=True)
         if self.halt.error:
@@ -336,6 +354,30 @@ class _Drive:
         Console(stderr=True).print(str(failure), style="red", markup=False, highlight=False, soft_wrap=True)
         os._exit(DRIVER_FAILED)
 
+    def _known(self, nodes: Sequence[Node]) -> Sequence[Node]:
+        """Return the nodes with the memory of their devices; each is asked once."""
+        self._nodes = known_nodes(self.config, nodes, self._nodes)
+        return self._nodes
+
+    def _measured(self, shares: Shares) -> Shares:
+        """Return the shares by what trainings and attacks need of the GPUs' memory, measured now or by an earlier
+        driver; and let the coordinator start trainings by it."""
+        from sweeps.admission import Admission
+        from sweeps.measured_memory import MEASURED, Needs
+        from sweeps.probing import fitted, measure, questions
+
+        def needs() -> Needs:
+            return Needs.read(self.ledger.driver_events(MEASURED))
+
+        known = needs()
+        if self.coordinator.training_needed:
+            asked = questions(self.config, self.ledger.sweep().planned_stages, self._nodes, known)
+            measure(asked, lambda n: self.ledger.note_driver(MEASURED, n.plain()), self._say, lambda: bool(self.halt))
+            known = needs() if asked else known
+        shares = fitted(self.config.resources, self._nodes, known) if known else shares  # as Ray was told otherwise
+        self.coordinator.admission = Admission(self.config.resources, shares, self._nodes, known)
+        return shares
+
     def _follow_cluster(self) -> None:
         """Let as many trainings and attacks run as have room on the nodes that there are now."""
         change = self._cluster.look() if self._cluster is not None else None
@@ -344,8 +386,8 @@ class _Drive:
         self.progress.say(change.text)
         if self.coordinator.pool is not None:
             self.coordinator.pool.follow(change.shares)
-        if self._searcher is not None:
-            self._searcher.concurrent = change.shares.grown(self._searcher.share).concurrent
+        if self.coordinator.admission is not None:
+            self.coordinator.admission.follow(change.shares, change.nodes)
 
     def _pool_state(self) -> PoolState | None:
         return None if self.coordinator.pool is None else self.coordinator.pool.state()
@@ -380,16 +422,43 @@ class _Drive:
 
         with ThreadPoolExecutor(1) as side, quick_imports():
             importing = side.submit(import_module, "sweeps.searcher")
+            if address is None and not ray.is_initialized():
+                shared = self.config.resources.wants_mps and bool(this_machine().devices)
+                self._mps.enter_context(mps(self.folder.root, wanted=shared, say=self._say))
             try:
-                shares = connect(address, lambda nodes: enough(self.config, nodes), self.folder.log, self._say)
+                shares = connect(
+                    address, lambda nodes: enough(self.config, self._known(nodes)), self.folder.log, self._say
+                )
                 self._same.require()
                 self._shared.require()
             except SweepError:
                 importing.result()
                 ray.shutdown()
+                self._mps.close()
                 raise
             importing.result()
+        self._held = self._hold_images()
         return shares
+
+    def _hold_images(self) -> NodeData | None:
+        """Let every node hold the images once; None where its workers load them."""
+        from trainables.dataset import loaded_splits
+        from trainables.node_data import hold, key_of
+        from trainables.registry import find, load_plugins
+
+        config = self.config
+        load_plugins(config.plugins)
+        if find("datasets", config.data.name).reads_files:
+            return None
+        img_size, with_selection = _images_of(config)
+        try:
+            splits = loaded_splits(config.data, img_size, with_selection=with_selection)
+        except SweepError as error:  # this machine may lack what the nodes have
+            logging.getLogger("paretune.runner").warning("the driver cannot load the images: %s", error)
+            return None
+        held = hold(key_of(config.data, img_size, with_selection=with_selection), splits)
+        loaded_splits.cache_clear()  # they are in Ray's memory now
+        return held
 
     def _stage(self) -> None:
         """Bring back what a resume needs and no longer finds; after a launch everything is there."""
@@ -409,7 +478,8 @@ class _Drive:
         if plan is not None:
             expected = dict.fromkeys(stage.attack for stage in self.ledger.sweep().planned_stages)
             hang_after_s = self.config.failures.hang_after_s
-            self.coordinator.pool = EvaluationPool(shares, list(expected), hang_after_s, self._scratch)
+            pulses = self.folder.objects or self._scratch
+            self.coordinator.pool = EvaluationPool(shares, list(expected), hang_after_s, pulses, self._held)
             has_own_share = shares.evaluation_gpus > 0
             later_while_training = plan.later_stages == "idle" or (plan.later_stages == "auto" and has_own_share)
             if not self.coordinator.training_needed:
@@ -417,7 +487,7 @@ class _Drive:
         while not self.halt:
             if self.coordinator.training_needed:  # at first; or again, because another terminal asked for more
                 self._idle = later_while_training
-                self._train_all(shares)
+                self._train_all()
                 self._idle = False
             self._between()
             running = self.coordinator.poll_later_stages(final=True)
@@ -429,38 +499,33 @@ class _Drive:
         elif self.halt.requested and not self.coordinator.pause_asked:
             self.ledger.note_driver("interrupted", {})
 
-    def _train_all(self, shares: Shares) -> None:
-        """Train while any training is needed; those that need a larger share than configured come last."""
+    def _train_all(self) -> None:
+        """Train while any training is needed."""
         pool = self.coordinator.pool
         if pool is not None:
             pool.keep_to_share()
         while self.coordinator.training_needed and not self.halt:
             self.coordinator.parents.require()
-            share = self.coordinator.next_share
-            now = shares if self._cluster is None else self._cluster.shares
-            self._train(now.grown(share), share)
+            self._train()
         if pool is not None:
             pool.use_everything()
 
-    def _train(self, shares: Shares, share: float) -> None:
-        """One fit(): it ends when no training with this share can be needed any more, or on a halt."""
+    def _train(self) -> None:
+        """One fit(): it ends when no training can be needed any more, or on a halt."""
         from sweeps.searcher import Hooks, LedgerSearcher, tuner
 
         hang_after_s = self.config.failures.hang_after_s
         pool = self.coordinator.pool
-        searcher = self._searcher = LedgerSearcher(
+        searcher = LedgerSearcher(
             self.coordinator,
-            shares.concurrent,
             self.halt,
             self._between,
-            share=share,
             hang_after_s=hang_after_s,
             wants_room=pool.wants_room if pool is not None else lambda: False,
         )
         hooks = Hooks(self._between, lambda: _install(self._handler), self.halt, searcher.watch)
-        resources = {"cpu": shares.trial_cpus, "gpu": shares.trial_gpus}
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-        tuner(searcher, hooks, self.halt, resources, self._scratch, name).fit()
+        tuner(searcher, hooks, self.halt, self._scratch, name, self._held).fit()
 
     def _between(self) -> None:
         self._follow_cluster()
@@ -542,5 +607,20 @@ def load_data(config: SweepConfig) -> Splits:
     from trainables.registry import load_plugins
 
     load_plugins(config.plugins)
-    training = config.training.at_defaults()
-    return load_splits(config.data, config.model.at_defaults().img_size, with_selection=training.select == "best")
+    img_size, with_selection = _images_of(config)
+    return load_splits(config.data, img_size, with_selection=with_selection)
+
+
+def _kept_data(config: SweepConfig) -> Splits:
+    """Load them as `load_data` does, for the driver that this process becomes too."""
+    from trainables.dataset import loaded_splits
+    from trainables.registry import load_plugins
+
+    load_plugins(config.plugins)
+    img_size, with_selection = _images_of(config)
+    return loaded_splits(config.data, img_size, with_selection=with_selection)
+
+
+def _images_of(config: SweepConfig) -> tuple[int, bool]:
+    """Return the side of the sweep's images in pixels, and whether some of them choose the epoch."""
+    return config.model.at_defaults().img_size, config.training.at_defaults().select == "best"

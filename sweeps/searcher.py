@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.tune import Callback, Stopper
@@ -22,6 +22,14 @@ from sweeps.halt import Halt
 from sweeps.pulse import longest_silence
 from trainables.tune import Report
 
+if TYPE_CHECKING:
+    from trainables.node_data import NodeData
+
+RESOURCES = "resources"
+"""Key of a Tune configuration under which stands what Ray is asked for."""
+WAITS_S = 30.0
+"""A training whose worker is not there after so long is taken to wait for its share (our choice: a worker starts in
+seconds, on a cluster that has to start a node in minutes, and then nothing else could start either)."""
 WATCH_S = 0.5
 """Between two looks at the attempts that run."""
 LOST_NODE = ("its node has died", "node was terminated", "ActorUnavailableError", "is temporarily unavailable")
@@ -34,40 +42,37 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def __init__(
         self,
         coordinator: Coordinator,
-        concurrent: int,
         halt: Halt,
         between: Callable[[], None],
         *,
-        share: float = 1.0,
         hang_after_s: float | None = None,
         wants_room: Callable[[], bool] = lambda: False,
     ) -> None:
         """Say what it hands out.
 
         Args:
-            concurrent: most trainings at once.
             between: called often, for polling and the live view.
-            share: how many times the configured share its trainings get.
             hang_after_s: how long a training may report nothing; None is for ever.
             wants_room: whether a training should make room for the attacks; asked when one has ended an epoch, whose
                 checkpoint is written then.
         """
         super().__init__(metric="report", mode="max")
         self._coordinator = coordinator
-        self.share = share
         self._hang_after_s = hang_after_s
         self._wants_room = wants_room
-        self.concurrent = concurrent
-        """Most trainings at once; follows the cluster."""
         self._halt = halt
         self._between = between
         self._jobs: dict[str, tuple[int, str]] = {}
+        self._given: dict[str, float] = {}
+        """When Tune was given a training."""
         self._seen: dict[str, float] = {}
         """When a trial's actor was first there."""
         self._heard: dict[str, float] = {}
         """When a trial reported last."""
         self._looked_at = float("-inf")
         self._trials: Sequence[Any] = ()
+        self.is_over = False
+        """Whether this fit() is to end, and another one goes on with what is left."""
 
     def suggest(self, trial_id: str) -> Any:
         return self._guarded(lambda: self._suggest(trial_id), otherwise=Searcher.FINISHED)
@@ -75,15 +80,44 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def _suggest(self, trial_id: str) -> Any:
         self._between()  # with nothing running Tune polls here and nowhere else
         coordinator = self._coordinator
-        if self._halt or not coordinator.is_needed_at(self.share):
+        if self._halt or self.is_over or not coordinator.is_training_needed:
             return Searcher.FINISHED
-        if coordinator.training_count >= self.concurrent:
-            return None  # a proposal made early would be made without the results that are about to come
-        job = coordinator.next_training(self.share)
+        if self._is_waiting():
+            return None
+        job = coordinator.next_training()
         if job is None:
             return None
         self._jobs[trial_id] = (job.number, job.token)
-        return job.tune_config()
+        self._given[trial_id] = time.monotonic()
+        return job.tune_config() | {RESOURCES: coordinator.granted(job.number).resources()}
+
+    def _is_waiting(self) -> bool:
+        """Return whether a training has waited so long for its share that whatever else starts might keep it from it:
+        Ray chooses the devices, and what is free in all may be free nowhere in one piece."""
+        since = [
+            self._given[trial_id] for trial_id in self._waiting if self._coordinator.is_current(*self._jobs[trial_id])
+        ]
+        return bool(since) and time.monotonic() - min(since) > WAITS_S
+
+    @property
+    def _waiting(self) -> list[str]:
+        """Tune's trials that have had no worker yet."""
+        return [trial_id for trial_id in self._jobs if trial_id not in self._seen]
+
+    def _end_if_stuck(self) -> None:
+        """End this fit() where no worker is there and one is waited for that is not wanted any more, or that none of
+        the nodes can have though they have room for such a training: Tune takes back nothing that it waits for."""
+        waiting = {trial_id: self._jobs[trial_id] for trial_id in self._waiting}
+        if not waiting or len(waiting) < len(self._jobs):
+            return
+        if time.monotonic() - max(self._given[trial_id] for trial_id in waiting) <= WAITS_S:
+            return
+        wanted = [number for number, token in waiting.values() if self._coordinator.is_current(number, token)]
+        if len(wanted) < len(waiting) or any(self._coordinator.is_misplaced(number) for number in wanted):
+            self.is_over = True
+            self._jobs.clear()
+            for number in reversed(wanted):
+                self._coordinator.set_aside(number, "waits for what these nodes do not have")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self._guarded(lambda: self._take(trial_id, result))
@@ -114,6 +148,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             if not self._coordinator.is_current(number, token):
                 del self._jobs[trial.trial_id]  # first: its end is nobody's failure
                 _kill(actor)
+        self._end_if_stuck()
 
     def _take(self, trial_id: str, result: dict[str, Any]) -> None:
         self._heard[trial_id] = time.monotonic()
@@ -200,11 +235,13 @@ class Hooks(Callback):  # type: ignore[misc]
 
 
 class HaltStopper(Stopper):  # type: ignore[misc]
-    """Ends fit() when the driver should stop, and kills the trials' actors: at most the current epoch is lost."""
+    """Ends fit() when the driver should stop, and kills the trials' actors: at most the current epoch is lost. It ends
+    it also when the searcher has done with it; there are no actors then."""
 
-    def __init__(self, halt: Halt, hooks: Hooks) -> None:
+    def __init__(self, halt: Halt, hooks: Hooks, is_over: Callable[[], bool] = lambda: False) -> None:
         self._halt = halt
         self._hooks = hooks
+        self._is_over = is_over
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -215,25 +252,46 @@ class HaltStopper(Stopper):  # type: ignore[misc]
                 actor = getattr(trial.temporary_state, "ray_actor", None)
                 if actor is not None:
                     _kill(actor)
-        return bool(self._halt)
+        return bool(self._halt) or self._is_over()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 def tuner(
-    searcher: LedgerSearcher, hooks: Hooks, halt: Halt, resources: dict[str, float], scratch: Path, name: str
+    searcher: LedgerSearcher,
+    hooks: Hooks,
+    halt: Halt,
+    scratch: Path,
+    name: str,
+    held: NodeData | None = None,
 ) -> Any:
     """Build a fresh Tuner for one attempt of the driver.
 
-    Args: resources: of one trial, as ray.tune.with_resources takes them; name: unique per attempt.
+    Each training gets what its configuration says; Tune reuses an actor only for the same share.
+
+    Args:
+        name: unique per attempt.
+        held: what the nodes hold of the images.
     """
-    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
+    from ray.tune import (
+        CheckpointConfig,
+        FailureConfig,
+        PlacementGroupFactory,
+        RunConfig,
+        TuneConfig,
+        Tuner,
+        with_parameters,
+        with_resources,
+    )
 
     from trainables.tune import TrialTrainable
 
+    def asked_for(config: dict[str, Any]) -> PlacementGroupFactory:
+        return PlacementGroupFactory([config[RESOURCES]])
+
     return Tuner(
-        with_resources(TrialTrainable, resources),
+        with_resources(with_parameters(TrialTrainable, held=held), asked_for),
         tune_config=TuneConfig(
             search_alg=searcher,
             num_samples=-1,
@@ -245,7 +303,7 @@ def tuner(
             storage_path=str(scratch),
             verbose=0,
             callbacks=[hooks],
-            stop=HaltStopper(halt, hooks),
+            stop=HaltStopper(halt, hooks, lambda: searcher.is_over),
             failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),

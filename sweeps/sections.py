@@ -23,6 +23,7 @@ from cluster.packing import Node
 from cluster.resources import GB, Shares, plan_shares, shortage, unfit
 from search_spaces.config import Config, Number
 from search_spaces.errors import Problem
+from search_spaces.object_uri import ObjectUri
 from search_spaces.space import Space
 from sweeps.folder import NAME_PATTERN, NAME_RULE
 from trainables.attack import Surrogate, Threat
@@ -111,7 +112,8 @@ class EvaluationResources(Config):
     cpus: Cpus = 1
     """CPU cores of one stage."""
     gpus: AutoGpus = "auto"
-    """Share of a GPU that one stage gets; auto is 0.25 where there are GPUs, else 0."""
+    """Share of a GPU that one stage gets; auto follows from the memory that was measured, else it is 0.25 where there
+    are GPUs, and 0 without."""
     memory_gb: Annotated[Number, Field(gt=0)] | None = None
     """GPU memory of one stage in GB, instead of `gpus`: its share of a device is this part of the device's memory."""
 
@@ -124,6 +126,11 @@ class EvaluationResources(Config):
     def memory_bytes(self) -> float | None:
         """GPU memory in bytes; None where it is not given."""
         return None if self.memory_gb is None else float(self.memory_gb) * GB
+
+    @property
+    def measures_attacks(self) -> bool:
+        """Whether the share of an attack follows from what is measured, where there are GPUs."""
+        return self.gpus == "auto" and self.memory_gb is None
 
 
 def _share_or_memory(gpus: float | str, memory_gb: float | None) -> None:
@@ -139,11 +146,20 @@ class ResourcesSection(Config):
     cpus: Cpus = 1
     """CPU cores of one training; whole ones become its threads."""
     gpus: AutoGpus = "auto"
-    """Share of a GPU that one training gets; auto is 0.75 where there are GPUs, else 0."""
+    """Share of a GPU that one training gets; auto follows from the memory that its class was measured to need before
+    the sweep, else it is 0.75 where there are GPUs, and 0 without."""
     memory_gb: Annotated[Number, Field(gt=0)] | None = None
     """GPU memory of one training in GB, CUDA's own included, instead of `gpus`: its share of a device is this part of
-    the device's memory, rounded up to 1/100. Where GPUs differ, all get the share that the smallest needs."""
+    the device's memory, rounded up to 1/100, on each kind of device its own."""
+    mps: Literal["auto", "off"] = "auto"
+    """auto starts CUDA MPS where processes share a GPU of this machine and NVIDIA's program for it is installed, so
+    that they compute at the same time; off leaves it alone. On a cluster the nodes' owner starts it."""
     evaluation: EvaluationResources = EvaluationResources()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_all_defaults(cls, value: Any) -> Any:
+        return {} if value == "auto" else value
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -161,6 +177,12 @@ class ResourcesSection(Config):
         return max(1, int(self.cpus))
 
     @property
+    def wants_mps(self) -> bool:
+        """Whether MPS is allowed and processes may share a GPU: not if each takes a whole one, or none."""
+        shares = (one.gpus for one in (self, self.evaluation))
+        return self.mps == "auto" and any(share == "auto" or 0 < share < 1 for share in shares)
+
+    @property
     def asks_for_gpus(self) -> bool:
         """Whether anything but auto is asked for, which a machine may lack."""
         each = (self, self.evaluation)
@@ -169,10 +191,19 @@ class ResourcesSection(Config):
     @property
     def asks_for_memory(self) -> bool:
         """Whether a share follows from the memory of the devices."""
-        return self.memory_gb is not None or self.evaluation.memory_gb is not None
+        return any(one.memory_gb is not None or one.gpus == "auto" for one in (self, self.evaluation))
 
-    def shares(self, nodes: Sequence[Node]) -> Shares:
-        """Return who gets how much of these nodes."""
+    @property
+    def measures_trainings(self) -> bool:
+        """Whether the share of a training follows from what is measured, where there are GPUs."""
+        return self.gpus == "auto" and self.memory_gb is None
+
+    def shares(
+        self, nodes: Sequence[Node], trial_bytes: float | None = None, attack_bytes: float | None = None
+    ) -> Shares:
+        """Return who gets how much of these nodes. Args: trial_bytes, attack_bytes: what one was measured to need of a
+        GPU's memory; it counts where the section leaves it open."""
+        attacks = self.evaluation
         return plan_shares(
             nodes,
             concurrent=None if self.concurrent == "auto" else self.concurrent,
@@ -181,8 +212,8 @@ class ResourcesSection(Config):
             evaluation_workers=None if self.evaluation.workers == "auto" else self.evaluation.workers,
             evaluation_cpus=float(self.evaluation.cpus),
             evaluation_gpus=None if self.evaluation.gpus == "auto" else float(self.evaluation.gpus),
-            trial_memory_bytes=self.memory_bytes,
-            evaluation_memory_bytes=self.evaluation.memory_bytes,
+            trial_memory_bytes=trial_bytes if self.measures_trainings else self.memory_bytes,
+            evaluation_memory_bytes=attack_bytes if attacks.measures_attacks else attacks.memory_bytes,
         )
 
     def problems(self, nodes: Sequence[Node]) -> list[Problem]:
@@ -190,8 +221,9 @@ class ResourcesSection(Config):
         here = ("resources",)
         trainings, attacks = self.memory_bytes, self.evaluation.memory_bytes
         found = []
-        for path, what, memory in ((here, "a training", trainings), ((*here, "evaluation"), "an attack", attacks)):
-            if memory is not None and (message := unfit(what, memory, nodes)):
+        each = ((here, "a training", trainings, False), ((*here, "evaluation"), "an attack", attacks, True))
+        for path, what, memory, on_any in each:
+            if memory is not None and (message := unfit(what, memory, nodes, on_any=on_any)):
                 hint = f"Give {'.'.join((*path, 'gpus'))} instead, or leave such nodes out."
                 found.append(Problem((*path, "memory_gb"), f"{message}.", hint))
         if not found and (lacking := shortage(self.shares(nodes), nodes)):
@@ -338,6 +370,21 @@ class LedgerSection(Config):
         return url
 
 
+class StorageSection(Config):
+    """Where workers write what they train and judge."""
+
+    objects: str | None = None
+    """s3://BUCKET/PREFIX (gs:// likewise) for checkpoints, final weights, verdicts and the trials' logs, so that nodes
+    need to share no folder; with region, scheme or endpoint_override behind a question mark where they are needed. None
+    is the sweep's folder, which all nodes share. Keys stand in AWS_ACCESS_KEY_ID … or come with the machine, never
+    here."""
+
+    @field_validator("objects")
+    @classmethod
+    def _a_place_without_its_keys(cls, objects: str | None) -> str | None:
+        return None if objects is None else str(ObjectUri.read(objects))
+
+
 class GeneralSections(Config):
     """The sections that need no look at the methods or attacks."""
 
@@ -350,6 +397,7 @@ class GeneralSections(Config):
     resources: ResourcesSection = ResourcesSection()
     tracking: TrackingSection = TrackingSection()
     ledger: LedgerSection = LedgerSection()
+    storage: StorageSection = StorageSection()
     failures: FailuresSection = FailuresSection()
     plugins: tuple[str, ...] = ()
     """Python files with further methods, attacks or data sets."""

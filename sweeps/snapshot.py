@@ -70,6 +70,8 @@ class Snapshot:
     """What became of the front with new seeds; read for the report alone: it stands in another ledger."""
     resources: tuple[Mapping[str, float], ...] = ()
     """What one training and one attack got, by driver: `Shares.public`."""
+    granted: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """What a training got of Ray's resources, by number, as far as it is in the ledger."""
 
     @classmethod
     def read(cls, ledger: Ledger) -> Snapshot:
@@ -81,7 +83,9 @@ class Snapshot:
         front = tuple(front_of(trials, sweep.objectives))
         by_trial = {number: tuple(found) for number, found in stages.items()}
         resources = tuple(event.detail for event in ledger.driver_events("resources"))
-        return cls(sweep, trials, by_trial, front, ledger.prior_counts(), tuple(ledger.parents()), resources=resources)
+        parents, granted = tuple(ledger.parents()), ledger.granted()
+        prior = ledger.prior_counts()
+        return cls(sweep, trials, by_trial, front, prior, parents, resources=resources, granted=granted)
 
     def stages_of(self, trial: TrialRecord, split: Split | None = None) -> tuple[StageRecord, ...]:
         """Return a trial's attack stages (on one split)."""

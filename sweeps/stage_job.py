@@ -12,15 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.draining import Units
 from search_spaces.errors import ObjectiveMissing
 from search_spaces.imports import quick_imports
 from sweeps.pulse import beat
 from sweeps.records import PlannedStage, StageRecord
+
+if TYPE_CHECKING:
+    from trainables.node_data import NodeData
 
 SUMMED = ("attacked", "flat", "mismatches", "budget")
 """Facts that add up over shards; logit_scale is averaged over the images."""
@@ -40,6 +44,8 @@ class StageJob:
     """What the stages before it left standing: only these images are attacked. None attacks every correct one."""
     threads: int = 1
     plugins: tuple[str, ...] = ()
+    gpu_share: float = 0.0
+    """Share of a GPU's memory that a worker may use: 1 or more is all of it, 0 sets no limit."""
 
     @property
     def attacked(self) -> int:
@@ -106,11 +112,26 @@ def started(job: StageJob, at: float) -> StageRecord:
     )
 
 
-def judge_shard(job: StageJob, shard: int, shards: int, pulse: Path | None = None) -> ShardResult:
+def judge_shard(
+    job: StageJob,
+    shard: int,
+    shards: int,
+    pulse: Path | str | None = None,
+    unit_s: float | None = None,
+    held: NodeData | None = None,
+) -> ShardResult:
     """Judge a share of a stage's images. Runs in a worker.
 
-    Args:   pulse: file for signs of life (`sweeps.pulse`); None: nobody listens.
-    Raises: ObjectiveMissing if weights or images are not those that the ledger knows; AttackError if the attack fails.
+    Args:
+        pulse: file or object for signs of life (`sweeps.pulse`); None: nobody listens.
+        unit_s: what such a unit of images has taken at most so far; None if nothing is known.
+        held: what the worker's node holds of the images.
+
+    Raises:
+        NodeEnding: the node ends before a unit of images could; what was judged is in the store.
+        ObjectiveMissing: weights or images are not those that the ledger knows.
+        AttackError: the attack fails.
+        GpuMemoryExceeded: the worker has taken more than its share; DoesNotFit: a whole device is too small.
     """
     beat(pulse)
     with quick_imports():
@@ -120,13 +141,16 @@ def judge_shard(job: StageJob, shard: int, shards: int, pulse: Path | None = Non
         from trainables.attack import Threat
         from trainables.config import attack_config_type
         from trainables.dataset import balanced_subset
+        from trainables.gpu_guard import begin_job
+        from trainables.gpu_peak import attack_remedy
         from trainables.registry import load_plugins
-        from trainables.verdict_store import VerdictStore
+        from trainables.remote_verdicts import open_verdicts
 
     torch.set_num_threads(job.threads)
+    guard = begin_job(job.gpu_share)
     load_plugins(job.plugins)
     stage = job.stage
-    model, splits, device = _load(job.trial_folder, job.weights_digest)
+    model, splits, device = _load(job.trial_folder, job.weights_digest, held)
     if splits.digest() != job.data_digest:
         raise ObjectiveMissing(f"trial {job.number}: the images are not those that the ledger knows.")
     images = splits.validation if stage.split == "validation" else splits.test
@@ -135,10 +159,18 @@ def judge_shard(job: StageJob, shard: int, shards: int, pulse: Path | None = Non
     standing = torch.ones(len(ids), dtype=torch.bool) if job.standing is None else torch.tensor(job.standing)
     positions = torch.tensor_split(standing.nonzero().squeeze(1), shards)[shard]
     subject = Subject(model, images, job.weights_digest, f"{job.data_digest}/{stage.split}", device)
-    store = VerdictStore(Path(job.verdict_folder))
+    store = open_verdicts(job.verdict_folder)
+
+    ending = Units(f"{stage.label} on trial {job.number}", unit_s)
 
     def on_unit(*_: int) -> None:
         beat(pulse)
+
+    def on_attacked(known: int, of: int) -> None:
+        beat(pulse)
+        if known < of:
+            guard.check()
+            ending.require()
 
     on_unit()
     clean = assess_clean(subject, ids[positions], batch_size=stage.batch_size, store=store, on_unit=on_unit)
@@ -150,15 +182,17 @@ def judge_shard(job: StageJob, shard: int, shards: int, pulse: Path | None = Non
         stage.surrogate,
     )
     attacked = positions[clean.correct]
-    answer = assess(
-        subject,
-        question,
-        ids[attacked],
-        batch_size=stage.batch_size,
-        store=store,
-        keep=stage.keep_images,
-        on_unit=on_unit,
-    )
+    ending.require()
+    with guard.explaining(f"{stage.label} with batches of {stage.batch_size} images", attack_remedy(stage.batch_size)):
+        answer = assess(
+            subject,
+            question,
+            ids[attacked],
+            batch_size=stage.batch_size,
+            store=store,
+            keep=stage.keep_images,
+            on_unit=on_attacked,
+        )
     correct = torch.zeros(len(positions), dtype=torch.bool)
     correct[clean.correct] = answer.correct
     is_first = stage.position == 0  # the first stage of a split pays for the clean passes and says what they showed
@@ -191,13 +225,14 @@ def judge_shard(job: StageJob, shard: int, shards: int, pulse: Path | None = Non
 
 
 @lru_cache(maxsize=1)
-def _load(trial_folder: str, weights_digest: str) -> tuple[Any, Any, Any]:
+def _load(trial_folder: str, weights_digest: str, held: NodeData | None) -> tuple[Any, Any, Any]:
     """Return model, splits and device; the last trial's stay in memory, because its parts come one after the other."""
     from trainables.training import default_device
     from trainables.trial import load_final
+    from trainables.trial_folder import fetched_final
 
     device = default_device()
-    model, splits, meta = load_final(Path(trial_folder), device=device)
+    model, splits, meta = load_final(fetched_final(trial_folder), device=device, held=held)
     if meta["weights_digest"] != weights_digest:
         raise ObjectiveMissing(f"{trial_folder}: the weights are not those that the ledger knows.")
     return model, splits, device

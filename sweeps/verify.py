@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from search_spaces.errors import LedgerError, ObjectiveMissing, SweepError
 from sweeps.folder import SweepFolder
@@ -13,9 +12,10 @@ from trainables.assessment import AttackQuestion, Subject, Verification, verify
 from trainables.attack import Threat
 from trainables.config import TrialConfig, attack_config_type
 from trainables.registry import load_plugins
+from trainables.remote_verdicts import open_verdicts
 from trainables.training import default_device
 from trainables.trial import load_final
-from trainables.verdict_store import VerdictStore
+from trainables.trial_folder import fetched_final
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ def verify_trial(ledger: Ledger, folder: SweepFolder, number: int) -> list[Repla
         raise LedgerError(f"trial {number} is {trial.state}, and no attack on it has finished.")
     load_plugins(TrialConfig.model_validate(trial.config).plugins)
     device = default_device()
-    model, splits, meta = load_final(Path(folder.trial(number)), device=device)
+    model, splits, meta = load_final(fetched_final(folder.trial_place(number)), device=device)
     if meta["weights_digest"] != trial.weights_digest or splits.digest() != sweep.data_digest:
         raise ObjectiveMissing(f"trial {number}: weights or images are not those that were judged.")
     planned = {(stage.split, stage.position): stage for stage in sweep.planned_stages}
-    store = VerdictStore(folder.verdicts)
+    store = open_verdicts(folder.verdict_place)
     found = []
     for record in done:
         stage = planned[record.split, record.position]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.resources import Shares
 from sweeps.forecast import Plan, Range, StageFigures
+from sweeps.measured_memory import Needs
 from sweeps.records import LAUNCHED, PlannedStage, Split, StageRecord, TrialRecord
 
 
@@ -30,6 +31,8 @@ class Measured:
     had: Mapping[str, float]
     """CPUs and GPUs of one training and one attack there (`Shares.public`); empty where that is not known."""
     model: str = ""
+    needs: Needs = field(default_factory=Needs)
+    """What of the GPUs' memory it has measured."""
 
 
 @dataclass(frozen=True)

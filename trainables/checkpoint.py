@@ -139,6 +139,15 @@ def read_final(folder: Path, identity: Identity | None = None) -> Final | None:
     return Final(weights, meta)
 
 
+def is_whole(place: Path) -> bool:
+    """Return whether a directory of a checkpoint or a final model has every file that it names, byte for byte."""
+    try:
+        _read_meta(place, None)
+    except CheckpointCorrupt:
+        return False
+    return True
+
+
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """Return 16 hexadecimal digits that name the tensors' names, types, shapes and bytes, in any order and place."""
     content = hashlib.sha256()

@@ -10,6 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
@@ -65,8 +66,9 @@ class InMemory:
         return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
 
     def digest(self) -> str:
-        content = hashlib.sha256(self.pixels.cpu().contiguous().numpy().tobytes())
-        content.update(self.labels.cpu().contiguous().numpy().tobytes())
+        content = hashlib.sha256()
+        for tensor in (self.pixels, self.labels):
+            content.update(tensor.cpu().contiguous().numpy().reshape(-1).data)
         return content.hexdigest()
 
     @property
@@ -145,6 +147,8 @@ class Dataset(ABC, Generic[ConfigT]):
     Config: ClassVar[type[DataConfig]] = DataConfig
     published: ClassVar[Statistics | None] = None
     """Statistics that the field uses for this data set; None measures the training split."""
+    reads_files: ClassVar[bool] = False
+    """Whether images are read from files when they are taken, so that there is nothing to share between processes."""
 
     def __init__(self, config: ConfigT, img_size: int) -> None:
         """Args: config: the data section; img_size: side of the square images that the model takes, in pixels."""
@@ -258,6 +262,11 @@ def load_splits(config: DataConfig, img_size: int, *, with_selection: bool) -> S
 
     dataset: Dataset[Any] = find("datasets", config.name)(config, img_size)
     return dataset.splits(with_selection=with_selection)
+
+
+loaded_splits = lru_cache(maxsize=2)(load_splits)
+"""`load_splits`, kept in memory for two data sets: a worker runs many trials of one sweep, and the driver that has just
+created one goes on with its images."""
 
 
 def outline_splits(config: DataConfig, img_size: int, *, with_selection: bool) -> Splits:

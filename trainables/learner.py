@@ -6,6 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -69,10 +70,10 @@ class Learner:
         averaged: nn.Module = self._average.module
         return averaged
 
-    def train_epoch(self, epoch: int) -> dict[str, float]:
+    def train_epoch(self, epoch: int, *, steps: int | None = None) -> dict[str, float]:
         """Pass once over the training images and return the mean of each term of the loss.
 
-        Args:    epoch: 0-based.
+        Args:    epoch: 0-based; steps: so many batches alone; None is all.
         Returns: ``train/loss`` with penalties, ``train/task_loss``, one key per penalty, ``train/learning_rate``, and
             what the methods measured before the epoch.
         Raises:  LossDiverged, naming epoch and step, if a loss is not finite.
@@ -82,7 +83,7 @@ class Learner:
         terms = _Terms(epoch)
         rate = 0.0
         batches = recipe.epoch_batches(self.splits.train, self.config, self.seed, epoch)
-        for number, (images, labels) in enumerate(batches):
+        for number, (images, labels) in enumerate(islice(batches, steps)):
             step = epoch * self._steps_per_epoch + number
             rate = recipe.learning_rate(self.config, step, self._steps_per_epoch)
             recipe.set_learning_rate(self._optimizer, rate)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from search_spaces.errors import CheckpointCorrupt, ModelError, ParentChanged
 from trainables.checkpoint import read_final
+from trainables.trial_folder import fetched_final
 from trainables.weights import read_state
 
 
@@ -19,7 +20,7 @@ class ParentFile:
     """The weights of a parent; one of the digests is given. Travels as JSON with the job of a training."""
 
     path: str
-    """The folder of a parent that was trained, the file of a checkpoint."""
+    """The folder of a parent that was trained, a path or the URI of objects; the file of a checkpoint."""
     weights_digest: str | None = None
     """Of the final weights, as the ledger has it (`checkpoint.weights_digest`)."""
     sha256: str | None = None
@@ -64,7 +65,7 @@ def _sha256(path: Path, _size: int, _changed_ns: int) -> str:
 
 
 def _read_trained(file: ParentFile, name: str) -> dict[str, Tensor]:
-    final = read_final(Path(file.path))
+    final = read_final(fetched_final(file.path))
     if final is None:
         raise ParentChanged(f"parent {name}: {file.path} has no final weights.")
     found = final.meta["weights_digest"]

@@ -15,8 +15,10 @@ from search_spaces.errors import CheckpointCorrupt, LossDiverged
 from trainables import checkpoint
 from trainables.checkpoint import Checkpoint, Identity, Weights
 from trainables.config import TrialConfig
+from trainables.gpu_memory import memory_metrics
 from trainables.learner import Learner
 from trainables.monitor import Monitor, is_due
+from trainables.node_data import NodeData
 from trainables.parent import ParentFile, read_parent
 from trainables.randomness import Randomness
 from trainables.trial import find_splits, load_final
@@ -52,6 +54,7 @@ class Training:
         device: torch.device | None = None,
         still_current: Callable[[], None] | None = None,
         parent: ParentFile | None = None,
+        held: NodeData | None = None,
     ) -> None:
         """Build everything and restore what `folder` holds: the final model, or the newest good checkpoint.
 
@@ -60,6 +63,7 @@ class Training:
             device: defaults to the first GPU, or the CPU if there is none.
             still_current: raises Superseded if another attempt has taken over; called before every durable write.
             parent: where the weights are that ``config.start_from`` names.
+            held: what this node holds of the images.
 
         Raises: DataError, ModelError, CheckpointMismatch; ParentChanged if the parent's weights are not what they were.
         """
@@ -78,7 +82,7 @@ class Training:
         self._randomness = Randomness(seed)
         self._outcome = self._find_outcome()
         if self._outcome is None:
-            self._splits = find_splits(config)
+            self._splits = find_splits(config, held)
             named = config.start_from
             start = None if parent is None or named is None else read_parent(parent, named.name)
             with self._own_world():
@@ -101,7 +105,8 @@ class Training:
         """Train one epoch, validate, write a checkpoint, and return the epoch's metrics.
 
         Keys: those of `Learner.train_epoch`, val/clean_acc, val/loss, selection/acc if training.select is "best",
-        what the methods measure, those of `Monitor.measure` if it is due, cost/epoch_s, cost/images.
+        what the methods measure, those of `Monitor.measure` if it is due, cost/epoch_s, cost/images, and on a GPU
+        cost/gpu_memory_gb.
 
         Raises: LossDiverged, Superseded; RuntimeError if all epochs are done.
         """
@@ -114,6 +119,7 @@ class Training:
         self.first_step_at = self._learner.first_step_at
         self.notes += self._learner.take_notes()
         metrics |= {"cost/epoch_s": time.monotonic() - started, "cost/images": float(len(self._splits.train.labels))}
+        metrics |= memory_metrics(self._learner.device)
         self.history.append(metrics)
         self._check_current()
         checkpoint.write_checkpoint(self.folder, self._snapshot(), self._identity)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,21 @@ from torch import Tensor, nn
 from search_spaces.errors import CheckpointCorrupt, ModelError
 from trainables.checkpoint import read_final
 from trainables.config import ModelConfig, TrialConfig
-from trainables.dataset import Splits, load_splits
+from trainables.dataset import Splits, loaded_splits
 from trainables.method import Batch, MethodStack, build_stack
+from trainables.node_data import NodeData
 from trainables.randomness import Randomness
 from trainables.vit import PixelVit, build_model
 from trainables.weights import Resampling, fill, without_wrapping
 
 TRAIN_AGAIN = "If the trial has failed by it, `retry` trains it again; `rerun` repeats any trial beside the sweep."
 
-_cached_splits = lru_cache(maxsize=2)(load_splits)
 
-
-def find_splits(config: TrialConfig) -> Splits:
-    """Return the trial's images; two data sets stay in memory, because workers run many trials of one sweep."""
-    with_selection = config.training.select == "best"
-    return _cached_splits(config.data, config.model.img_size, with_selection=with_selection)
+def find_splits(config: TrialConfig, held: NodeData | None = None) -> Splits:
+    """Return the trial's images. Args: held: what this node holds of them; what it does not hold is loaded."""
+    data, img_size, with_selection = config.data, config.model.img_size, config.training.select == "best"
+    splits = None if held is None else held.splits(data, img_size, with_selection=with_selection)
+    return loaded_splits(data, img_size, with_selection=with_selection) if splits is None else splits
 
 
 def new_model(config: TrialConfig, splits: Splits, start: Mapping[str, Tensor] | None = None) -> PixelVit:
@@ -74,12 +73,15 @@ def wrap_model(stack: MethodStack, model: nn.Module, config: TrialConfig, splits
     return stack.wrap(model, probe)
 
 
-def load_final(folder: Path, *, device: torch.device) -> tuple[nn.Module, Splits, dict[str, Any]]:
+def load_final(
+    folder: Path, *, device: torch.device, held: NodeData | None = None
+) -> tuple[nn.Module, Splits, dict[str, Any]]:
     """Return a trial's finished model, its images and the content of ``final/meta.json``.
 
     The model is in eval mode with frozen parameters; its weights are those whose digest meta.json states. Global
     random numbers stay untouched.
 
+    Args:   held: what this node holds of the images.
     Raises: CheckpointCorrupt if there is no final model or its bytes differ from the digest.
     """
     try:
@@ -90,7 +92,7 @@ def load_final(folder: Path, *, device: torch.device) -> tuple[nn.Module, Splits
         raise CheckpointCorrupt(f"{folder} has no final model. {TRAIN_AGAIN}")
     config = TrialConfig.model_validate(final.meta["config"])
     bare = config.model_copy(update={"model": _bare(config.model), "start_from": None})
-    splits = find_splits(config)
+    splits = find_splits(config, held)
     with Randomness(final.meta["seed"]).active():
         model = wrap_model(build_stack(config), new_model(bare, splits).to(device), config, splits)
     try:

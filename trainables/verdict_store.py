@@ -228,6 +228,11 @@ def unit_name(ids: Tensor, *, with_images: bool) -> str:
     return f"{int(ids[0]):07d}-{content.hexdigest()[:8]}{_suffix(with_images=with_images)}"
 
 
+def is_intact(path: Path) -> bool:
+    """Return whether a unit's file has the bytes that were written, under the name that they were written to."""
+    return _read_unit(path, with_images=True) is not None
+
+
 def _suffix(*, with_images: bool) -> str:
     return "-images.npz" if with_images else ".npz"
 

@@ -49,6 +49,9 @@ def plan(
     storage: Storage = RUNS,
     scale: Scale = None,
     set_: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray cluster whose nodes are looked at; without it, this machine.")
+    ] = None,
     on: Annotated[
         str | None,
         typer.Option(
@@ -56,19 +59,23 @@ def plan(
         ),
     ] = None,
     like: Annotated[
-        str | None, typer.Option("--like", metavar="NAME", help="A sweep that has run, whose seconds tell the time.")
+        str | None,
+        typer.Option(
+            "--like", metavar="NAME", help="A sweep that has run: its seconds tell the time, its peaks the shares."
+        ),
     ] = None,
 ) -> None:
     """Validate a file and show what it would run, without starting anything.
 
-    What fits at once is shown for this machine, or for the nodes that --on describes: by GPUs and cores, such as 4x80GB
-    or 2*(8xa100:80GB,64cpu)+16cpu, or by a settings file, such as cluster/presets/slurm.yaml.
+    What fits at once is shown for this machine, for a cluster that runs (--address), or for the nodes that --on
+    describes: by GPUs and cores, such as 4x80GB or 2*(8xa100:80GB,64cpu)+16cpu, or by a settings file, such as
+    cluster/presets/slurm.yaml.
     """
     from sweeps.plan import describe, render
     from sweeps.plan_inputs import nodes_to_plan, seconds_of
 
     config = read(file, set_ or [], scale)
-    nodes = nodes_to_plan(on)
+    nodes = nodes_to_plan(on, address, print_line)
     if on is not None and (problems := config.resources.problems(nodes)):
         raise ConfigError(problems)
     measured = None if like is None else seconds_of(like, storage)

@@ -72,12 +72,19 @@ def logs(
     storage: Storage = RUNS,
 ) -> None:
     """Print what a trial or a parent has said, and its error if it failed."""
+    from trainables.trial_folder import LOG, open_folder
+
     folder, ledger = open_sweep(name, storage)
     number = _number_of(ledger, which)
     record = ledger.trial(number)
-    for line in _follow(
-        folder.trial_log(number), lambda: follow and ledger.trial(number).state in ("proposed", "training")
-    ):
+    trial = open_folder(folder.trial_place(number))
+
+    def more() -> bool:
+        trial.fetch_log()
+        return follow and ledger.trial(number).state in ("proposed", "training")
+
+    trial.fetch_log()
+    for line in _follow(trial.path / LOG, more):
         sys.stdout.write(line)
         sys.stdout.flush()
     if record.error:

@@ -4,6 +4,8 @@ Real: the script, bash, `ray symmetric-run`, two Ray nodes that find each other 
 Stubbed: the queue (there is none), the time limit (a file `time` in the job's folder is the moment of the signal), the
 environment variables of Slurm that the script reads, `srun` (a command is left in a folder that each host watches).
 
+A file `kill` in a host's folder ends all of its processes at once, as if it had lost its power.
+
 Linux with `unshare` and `ip`; everything of a job ends with the first process of its namespaces.
 """
 
@@ -112,6 +114,9 @@ def host(name: str) -> None:
             if process.poll() is not None:
                 _write(here / f"{key}.code", str(process.returncode))
                 del running[key]
+        if (here / "kill").exists() and os.getpid() == 1:
+            os.kill(-1, signal.SIGKILL)  # everything on this host but its first process
+            (here / "kill").rename(here / "killed")
         while os.getpid() == 1 and _reaped(running):  # a namespace's first process is everybody's parent
             pass
         time.sleep(POLL_S)

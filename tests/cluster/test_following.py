@@ -60,3 +60,17 @@ def test_a_watch_tells_each_change_once_and_looks_only_now_and_then(monkeypatch:
     assert lost.text == "lost node a, b: no node can take a training: waiting"
     assert lost.shares.concurrent == 1
     assert (lost.shares.trial_gpus, lost.shares.evaluation_gpus) == (1.0, 1.0)
+
+
+def test_what_came_and_went_while_the_shares_were_measured_is_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock: Any = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("cluster.following.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("cluster.following.joined", lambda: [node("b", 4, 2), node("c", 4, 2)])
+    planned = [node("a", 4, 2), node("b", 4, 2)]
+    watch = ClusterWatch(SHARES, None, planned=planned)
+    assert watch.shares.concurrent == 3
+    clock.now = LOOK_S
+    change = watch.look()
+    assert change is not None
+    assert change.text == "lost node a; joined by node c: 3 trainings at once"
+    assert [one.name for one in change.nodes] == ["b", "c"]

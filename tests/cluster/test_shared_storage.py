@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +10,7 @@ import pytest
 
 from cluster.shared_storage import CHALLENGE, SharedStorage, answer_probe, require_shared
 from search_spaces.errors import StorageNotShared
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.cluster.own_mounts import ROOT, node_with, require_mounts
 
 
 def test_a_node_answers_with_the_word_of_the_driver(tmp_path: Path) -> None:
@@ -61,38 +57,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.fixture
 def apart(cluster: str, tmp_path: Path) -> Iterator[Path]:
     """A folder that a third node, in a name space of its own, has something else mounted over."""
-    import ray
-
     folder = tmp_path / "runs"
     folder.mkdir()
-    start = f"{Path(sys.executable).parent / 'ray'} start --address={cluster} --num-cpus=1 --block"
-    script = f"mount -t tmpfs none {folder} && exec {start}"
-    allowed = subprocess.run(
-        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {folder}"], capture_output=True, text=True, check=False
-    )
-    if allowed.returncode:
-        pytest.skip(f"no name space of its own for a node here: {allowed.stderr.strip()}")
-    node = subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", script],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        start_new_session=True,
-    )
-    try:
-        end = time.monotonic() + 60
-        while sum(found["Alive"] for found in ray.nodes()) < 3:
-            assert node.poll() is None, "the node has not started"
-            assert time.monotonic() < end
-            time.sleep(0.2)
+    mounts = f"mount -t tmpfs none {folder}"
+    require_mounts(mounts)
+    with node_with(mounts, cluster, of=3):
         yield folder
-    finally:
-        node.terminate()
-        try:
-            node.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(node.pid, 9)
-            node.wait()
 
 
 @pytest.mark.ray

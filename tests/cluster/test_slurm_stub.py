@@ -17,6 +17,7 @@ from cluster.render import render
 from cluster.settings import parse_settings
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
+from sweeps.records import State
 from tests.cluster.fake_slurm import JOB, usable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,21 +38,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.skipif(not usable()
 class Job:
     """A submitted job and the files by which the test follows it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file: str, name: str, cpus: int) -> None:
         self.place = folder / "slurm"
         self.place.mkdir()
-        self.sweep = SweepFolder(folder / "the runs", "two-nodes")
+        self.sweep = SweepFolder(folder / "the runs", name)
         self.sweep.storage.mkdir()
-        (folder / "s.yaml").write_text(SWEEP)
         settings, problems = parse_settings(
             {
-                "sweep": {
-                    "file": str(folder / "s.yaml"),
-                    "name": self.sweep.name,
-                    "storage": str(self.sweep.storage),
-                    "project": str(ROOT),
-                },
-                "nodes": {"count": 2, "cpus": 1, "gpus": 0, "setup": ["export OMP_NUM_THREADS=1"]},
+                "sweep": {"file": file, "name": name, "storage": str(self.sweep.storage), "project": str(ROOT)},
+                "nodes": {"count": 2, "cpus": cpus, "gpus": 0, "setup": ["export OMP_NUM_THREADS=1"]},
                 "wait_minutes": 3,
             },
             "slurm",
@@ -87,16 +82,29 @@ class Job:
             ledger.close()
 
 
+Submit = Callable[[str, str, int], Job]
+
+
 @pytest.fixture
-def job(tmp_path: Path) -> Iterator[Job]:
-    job = Job(tmp_path)
-    yield job
-    job.process.kill()  # the first process of the namespaces: all of theirs end with it
-    job.process.wait()
+def submitted(tmp_path: Path) -> Iterator[Submit]:
+    jobs = []
+
+    def submit(file: str, name: str, cpus: int) -> Job:
+        jobs.append(Job(tmp_path, file, name, cpus))
+        return jobs[-1]
+
+    yield submit
+    for job in jobs:
+        job.process.kill()  # the first process of the namespaces: all of theirs end with it
+        job.process.wait()
     shutil.rmtree(f"/tmp/paretune-{JOB}", ignore_errors=True)  # empty: each host had its own there
 
 
-def test_a_job_that_meets_its_time_limit_is_requeued_and_its_sweep_finishes_with_everything_once(job: Job) -> None:
+def test_a_job_that_meets_its_time_limit_is_requeued_and_its_sweep_finishes_with_everything_once(
+    submitted: Submit, tmp_path: Path
+) -> None:
+    (tmp_path / "s.yaml").write_text(SWEEP)
+    job = submitted(str(tmp_path / "s.yaml"), "two-nodes", 1)
     job.until(lambda: job.trained() >= 1)
     (job.place / "time").touch()
     assert job.process.wait(timeout=300) == 0, job.said()
@@ -110,5 +118,27 @@ def test_a_job_that_meets_its_time_limit_is_requeued_and_its_sweep_finishes_with
         assert ledger.sweep().completed_at is not None
     finally:
         ledger.close()
-    assert job.said().count("2 trials at once") == 2, "each node has one core, so that this takes both"
+    shares = "1 trials at once (1 CPU each), 1 evaluation (1 CPU)"
+    assert job.said().count(shares) == 2, "each node has one core, so that this takes both"
     assert not list(job.sweep.storage.glob(".*")), "the job's token is gone with it"
+
+
+def test_the_quickstart_as_it_is_finishes_on_two_nodes_of_which_one_is_killed_on_the_way(submitted: Submit) -> None:
+    job = submitted("sweeps/presets/quickstart.yaml", "quickstart", 2)
+    job.until(lambda: job.trained() >= 4)
+    (job.place / "pt-node2" / "kill").touch()
+    assert job.process.wait(timeout=600) == 0, job.said()
+    assert (job.place / "pt-node2" / "killed").exists()
+    ledger = Ledger.at(job.sweep.ledger)
+    try:
+        trials = ledger.trials()
+        assert sorted(trial.number for trial in trials) == list(range(20))
+        assert {trial.state for trial in trials} == {State.FINISHED}, job.said()
+        assert all(len(ledger.history(trial.number)) == 40 for trial in trials), "each epoch is there, and once"
+        events = Counter(event.kind for event in ledger.events())
+        assert events["driver started"] == 1, "the driver has outlived the node"
+        assert ledger.sweep().completed_at is not None
+    finally:
+        ledger.close()
+    assert "lost node" in job.said(), "the node was killed while the sweep ran"
+    assert job.sweep.report_html.exists()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +11,7 @@ import pytest
 from cluster.every_node import can_work
 from cluster.versions import OURS, SameEnvironment, carried, describe, differences, source_digest
 from search_spaces.errors import MixedEnvironments
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.cluster.own_mounts import ROOT, node_with, require_mounts
 
 
 def test_a_process_knows_what_it_runs(tmp_path: Path) -> None:
@@ -90,6 +85,13 @@ def test_what_is_carried_are_the_packages_and_nothing_else() -> None:
     assert environment["excludes"] == ["**/__pycache__"]
 
 
+def test_workers_of_a_cluster_get_the_allocator_that_this_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    assert carried()["env_vars"] == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
+    assert carried()["env_vars"] == {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}
+
+
 @pytest.fixture
 def changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A cluster of a head, which this process has joined, and a node that has another copy of the project mounted over
@@ -97,36 +99,18 @@ def changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     import ray
     from ray.cluster_utils import Cluster
 
-    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no name space of its own for a node here")
+    require_mounts("true")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name in OURS:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     mounts = " && ".join(f"mount --bind {tmp_path / name} {ROOT / name}" for name in OURS)
-    start = f"{Path(sys.executable).parent / 'ray'} start --address={nodes.address} --num-cpus=1 --block"
-    node = subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", f"{mounts} && exec {start}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     try:
         ray.init(address=nodes.address, log_to_driver=False, logging_level="WARNING")
-        end = time.monotonic() + 60
-        while sum(found["Alive"] for found in ray.nodes()) < 2:
-            assert node.poll() is None, "the node has not started"
-            assert time.monotonic() < end
-            time.sleep(0.1)
-        yield tmp_path
+        with node_with(mounts, nodes.address, of=2):
+            yield tmp_path
     finally:
         ray.shutdown()
-        node.terminate()
-        try:
-            node.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(node.pid, 9)
-            node.wait()
         nodes.shutdown()
 
 

@@ -29,6 +29,7 @@ WRITERS = frozenset(
     dump save save_file savez savez_compressed savetxt tofile memmap to_csv to_json to_parquet savefig write_html
     write_image imsave FileHandler
     begin commit create_all drop_all executescript
+    put_object upload_file delete_object delete_folder open_output_stream
     create_run create_experiment create_registered_model log_batch log_text log_dict log_metric log_metrics log_param
     log_params log_artifact log_artifacts log_figure log_image log_table log_inputs set_tag set_experiment_tag
     set_terminated update_run delete_run delete_tag delete_experiment restore_run restore_experiment rename_experiment
@@ -46,7 +47,24 @@ EXEMPT = {
     ("sweeps/pulse.py", "beat"): "a sign of life, which only a driver that lives listens to",
     ("cluster/authentication.py", "_create"): "Ray's token, of the user and of no sweep; linked when whole",
     ("cluster/authentication.py", "_quiet_stderr"): "writes to nowhere",
+    ("cluster/mps.py", "_stop"): "pipes and logs of a daemon that has ended, in this machine's temporary folder",
     ("sweeps/doctor_facts.py", "*"): "trials whether files can be written, and gone again",
+    ("cluster/head.py", "*"): "how the head is reached as long as it runs; nobody needs it after a loss of power",
+    ("cluster/join.py", "Joining._ending"): "when this node ends, for the processes on it",
+    ("cluster/ray_node.py", "*"): "Ray's own files on this node, gone with it",
+    ("cluster/object_store.py", "ObjectStore._sink"): "the verb itself: its callers name the point",
+    ("cluster/object_store.py", "ObjectStore.check"): "a trial whether objects can be written, and gone again",
+    ("cluster/object_store.py", "_write_all"): "a copy of an object, renamed by its callers when whole",
+    ("cluster/shared_objects.py", "*"): "a trial whether all nodes reach the same store, and gone again",
+    ("sweeps/pulse.py", "_beat_far"): "a sign of life, which only a driver that lives listens to",
+    ("sweeps/pulse_board.py", "RemotePulses.prepare"): "signs of life of shards that have ended",
+    ("trainables/trial_folder.py", "TrialFolder.append_log"): "the trial's log; nothing reads it back",
+    ("trainables/trial_folder.py", "RemoteFolder.fetch"): "copies that the store does not know; it has what counts",
+    ("trainables/trial_folder.py", "RemoteFolder.fetch_log"): "a copy of an object",
+    ("trainables/trial_folder.py", "RemoteFolder._bring"): "copies of objects, renamed when whole",
+    ("trainables/trial_folder.py", "_put_in_place"): "the same",
+    ("trainables/trial_folder.py", "_replace"): "a copy of an object, renamed when whole",
+    ("trainables/remote_verdicts.py", "RemoteVerdicts._bring"): "a copy of an object, renamed when whole",
     ("cluster/shared_storage.py", "SharedStorage._challenge"): "a trial whether all nodes see it, and gone again",
     ("cluster/shared_storage.py", "SharedStorage.close"): "takes that trial away",
     ("cluster/shared_storage.py", "answer_probe"): "the answer to that",
@@ -67,7 +85,6 @@ EXEMPT = {
         "trainables/archive.py",
         "*",
     ): "downloads: verified by checksum and renamed under a lock, fetched again if damaged",
-    ("trainables/tune.py", "TrialTrainable._say"): "the trial's log; nothing reads it back",
 }
 """(File, function; * is all of them) → why its writes need no point."""
 

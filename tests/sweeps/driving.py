@@ -36,7 +36,7 @@ class Driven:
 
     def start(self) -> TrainingJob:
         """Start the next training; there must be one."""
-        job = self.coordinator.next_training(self.coordinator.next_share)
+        job = self.coordinator.next_training()
         assert job is not None
         return job
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cluster.resources import Shares
-from search_spaces.errors import StorageError, has_hung
+from search_spaces.errors import NodeEnding, StorageError, has_hung
 from sweeps.evaluation import (
     LOST_NODES,
     LOST_WORKERS,
@@ -46,6 +46,8 @@ class FakeRay:
         """(job, shard, shards) of every task, in the order of their starts."""
         self.places: list[Path | None] = []
         """Where each gives signs of life."""
+        self.unit_s: list[float | None] = []
+        """What each is told that such a shard takes."""
         self.options: list[dict[str, Any]] = []
         self.cancelled: list[int] = []
         self._ended: dict[int, Exception | None] = {}
@@ -57,6 +59,7 @@ class FakeRay:
                     return None
                 self.started.append(arguments[:3])
                 self.places.append(arguments[3])
+                self.unit_s.append(arguments[4])
                 self.options.append(options)
                 return len(self.started) - 1
 
@@ -121,8 +124,10 @@ class RayMemoryError(RayError):
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake: Any = FakeRay()
     group = types.SimpleNamespace(
-        placement_group=lambda bundles, strategy: types.SimpleNamespace(ready=lambda: "ready")
+        placement_group=lambda bundles, strategy: types.SimpleNamespace(ready=lambda: "ready"),
+        placement_group_table=lambda group: {"bundles_to_node_id": {}},
     )
+    monkeypatch.setattr("sweeps.evaluation.draining_nodes", frozenset)
     strategies = types.SimpleNamespace(PlacementGroupSchedulingStrategy=lambda group: "reserved")
     errors: Any = types.SimpleNamespace(
         RayError=RayError, RayTaskError=RayTaskError, OutOfMemoryError=RayMemoryError, NodeDiedError=RayNodeError
@@ -554,3 +559,71 @@ def test_a_worker_that_dies_between_two_shards_costs_only_what_it_had_not_stored
     assert outcome.record.clean_correct == undisturbed.record.clean_correct
     assert len(list((tmp_path / "store").rglob("*.npz"))) == 6
     assert 0 < outcome.judged < undisturbed.judged, "the shard that was stored is not judged again"
+
+
+def test_a_shard_whose_node_ends_is_judged_on_another_one_without_a_failure_and_the_share_moves(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock: Any = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(
+        "sweeps.evaluation.time", types.SimpleNamespace(monotonic=lambda: clock.now, time=lambda: clock.now)
+    )
+    removed: list[Any] = []
+    monkeypatch.setattr(
+        sys.modules["ray.util.placement_group"], "remove_placement_group", removed.append, raising=False
+    )
+    monkeypatch.setattr(
+        sys.modules["ray.util.scheduling_strategies"], "PlacementGroupSchedulingStrategy", lambda group: group
+    )
+    pool = pool_of(2)
+    pool.submit(job(FIRST))
+    group = ray.options[0]["scheduling_strategy"]
+    ray.end(0, NodeEnding("ends"))
+    assert pool.done() == []
+    assert removed == [], "the other shard still runs in it"
+    clock.now = NODE_PAUSE_S
+    pool.done()
+    assert [shard for _, shard, _ in ray.started] == [0, 1, 0]
+    assert ray.options[2]["scheduling_strategy"] is not group
+    ray.end(1, NodeEnding("ends"))
+    clock.now = 2 * NODE_PAUSE_S
+    pool.done()
+    assert removed == [group], "given back once, when nothing runs there any more"
+    clock.now = 3 * NODE_PAUSE_S
+    pool.done()
+    assert ray.options[3]["scheduling_strategy"] is ray.options[2]["scheduling_strategy"], "it moves once"
+    ray.end(2)
+    ray.end(3)
+    clock.now = 4 * NODE_PAUSE_S
+    ((_, outcome),) = [*pool.done(), *pool.done()]
+    assert isinstance(outcome, StageOutcome), outcome
+
+
+def test_a_shard_is_told_how_long_one_of_its_attack_has_taken_at_most(ray: FakeRay) -> None:
+    pool = pool_of(1)
+    pool.submit(job(FIRST))
+    pool.submit(job(LATER, 1))
+    finish(ray, pool)
+    pool.submit(job(FIRST, 2))
+    told = [(j.number, unit_s) for (j, *_), unit_s in zip(ray.started, ray.unit_s, strict=True)]
+    assert told == [(0, None), (0, 1.0), (1, None), (1, 1.0), (2, 1.0)]
+
+
+@pytest.mark.parametrize(("draining", "moves"), [({"b"}, True), ({"c"}, False)])
+def test_no_shard_starts_in_a_share_on_a_node_that_takes_nothing_new(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch, draining: set[str], moves: bool
+) -> None:
+    groups: Any = sys.modules["ray.util.placement_group"]
+    places = {"bundles_to_node_id": {0: "a", 1: "b"}}
+    removed: list[Any] = []
+    monkeypatch.setattr(groups, "placement_group_table", lambda group: places, raising=False)
+    monkeypatch.setattr(groups, "remove_placement_group", removed.append, raising=False)
+    monkeypatch.setattr("sweeps.evaluation.draining_nodes", lambda: frozenset(draining))
+    strategies: Any = sys.modules["ray.util.scheduling_strategies"]
+    monkeypatch.setattr(strategies, "PlacementGroupSchedulingStrategy", lambda group: group)
+    pool = pool_of(1)
+    first = pool._group
+    pool.submit(job(FIRST))
+    assert (ray.options[0]["scheduling_strategy"] is not first) is moves
+    finish(ray, pool)
+    assert (removed[:1] == [first]) is moves

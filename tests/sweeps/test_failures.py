@@ -11,15 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.packing import Device, Node
+from cluster.resources import Shares
+from sweeps.admission import Admission
 from sweeps.failures import KINDS, LONGEST_BACKOFF_S, Again, StageAgain, after_failure, after_stage_failure, backoff
+from sweeps.measured_memory import Needs
 from sweeps.records import State
 from sweeps.sections import FailuresSection
 from sweeps.stage_job import StageJob
 from sweeps.study import TrialState
-from tests.sweeps.driving import DOCUMENT, create, driving, settle, train_all, trained
+from tests.sweeps.driving import DOCUMENT, Driven, create, driving, settle, train_all, trained
 
 TRAINING = [kind for kind in KINDS if kind != "attack"]
 HUNG = "AttackHung: pgd on validation images of trial 0 judged nothing for 31 s"
+ONE_CLASS = {"jasmin": {"k": [0, 2], "aggregation": "max"}}
 OUT_OF_MEMORY = "Traceback …\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
 
 
@@ -159,19 +164,62 @@ def test_others_go_on_while_a_failed_training_waits_for_its_turn(
         assert "in 20 s" in "\n".join(driven.said)
 
 
-def test_a_training_without_memory_comes_last_with_a_larger_share_and_a_restart_knows(tmp_path: Path) -> None:
-    folder = create(tmp_path, search={"trials": 2})
+def admit(driven: Driven, share: float) -> None:
+    """Let trainings have this share of the one GPU that there is; attacks keep a tenth of it."""
+    node = Node("a", 8, (Device("a", 0),))
+    shares = Shares(9, 1.0, share, 1, 1.0, 0.1)
+    driven.coordinator.admission = Admission(driven.coordinator.config.resources, shares, [node], Needs())
+
+
+def test_a_training_without_memory_gets_a_larger_share_its_class_learns_it_and_a_restart_knows(tmp_path: Path) -> None:
+    folder = create(tmp_path, methods=[ONE_CLASS], search={"trials": 4}, failures={"memory": {"retries": 9}})
+
+    def share(driven: Driven) -> float:
+        job = driven.start()
+        assert job.gpu_share == driven.coordinator.granted(job.number).gpus
+        return job.gpu_share
+
     with driving(folder) as driven:
+        admit(driven, 0.2)
+        assert [share(driven) for _ in range(3)] == [0.2, 0.2, 0.2]
+        driven.coordinator.training_failed(0, "memory", "no room")
+        assert share(driven) == 0.4, "trial 0 again, with twice as much"
+        assert driven.coordinator.next_training() is None, "trial 3 is of the same class, and has room for half of it"
+        driven.coordinator.training_failed(1, "crash", "gone")
+        driven.coordinator.training_failed(2, "crash", "gone")
+        assert share(driven) == 0.4, "trial 1 begins again with what the class has learnt"
+    with driving(folder) as driven:
+        admit(driven, 0.2)
+        assert [share(driven) for _ in range(2)] == [0.4, 0.4]
+        assert driven.coordinator.next_training() is None
+
+
+def test_trainings_of_a_class_that_run_out_of_memory_together_ask_for_twice_as_much_and_not_for_ever_more(
+    tmp_path: Path,
+) -> None:
+    folder = create(tmp_path, methods=[ONE_CLASS], search={"trials": 4}, failures={"memory": {"retries": 9}})
+    with driving(folder) as driven:
+        admit(driven, 0.2)
+        together = [driven.start() for _ in range(4)]
+        for job in together:
+            driven.coordinator.training_failed(job.number, "memory", "no room")
+        assert [driven.ledger.trial(job.number).share for job in together] == [2.0] * 4
+        assert [driven.start().gpu_share for _ in range(2)] == [0.4, 0.4]
+
+
+def test_a_training_that_had_the_whole_device_and_not_enough_memory_has_failed_for_good(tmp_path: Path) -> None:
+    folder = create(tmp_path, search={"trials": 1}, failures={"memory": {"retries": 9}})
+    with driving(folder) as driven:
+        admit(driven, 0.5)
         assert driven.fail("memory") == 0
-        assert driven.coordinator.next_share == 1.0
-        assert driven.train() == 1
-        assert driven.coordinator.next_training(1.0) is None
-        assert not driven.coordinator.is_needed_at(1.0)
-    with driving(folder) as driven:
-        assert (driven.coordinator.next_share, driven.ledger.trial(0).share) == (2.0, 2.0)
-        assert driven.coordinator.is_needed_at(2.0)
-        assert driven.coordinator.next_training(1.0) is None
-        assert driven.train() == 0
+        assert driven.start().gpu_share == 0.9, "all that the attacks leave"
+        driven.coordinator.training_failed(0, "memory", "no room")
+        trial = driven.ledger.trial(0)
+        assert (trial.state, trial.error_kind) == (State.FAILED, "memory")
+        assert trial.error is not None
+        assert trial.error.startswith("no room\n\nIt had 0.9 of a GPU, and more is not to be had beside the attacks.")
+        assert "training.batch_size" in trial.error
+        assert "training.micro_batch" in trial.error
         assert not driven.coordinator.training_needed
 
 

@@ -104,7 +104,7 @@ def test_parents_are_trained_first_each_configuration_once_and_proposals_wait_fo
         assert coordinator.next_training() is None  # no trial may start
         coordinator.take_report(_trained(jobs[0]), jobs[0].token)
         assert coordinator.next_training() is None
-        assert coordinator.is_needed_at(1.0)
+        assert coordinator.is_training_needed
         assert driven.ledger.trials() == []
         coordinator.take_report(_trained(jobs[1]), jobs[1].token)
         assert not coordinator.evaluation_needed  # parents are not judged
@@ -137,19 +137,19 @@ def test_a_child_is_told_where_its_parents_weights_are_and_what_they_must_be(tmp
             assert parent == {"path": place[named[label]], "weights_digest": f"weights{number}", "sha256": None}
 
 
-def test_a_parent_that_needs_a_larger_share_gets_it_before_any_trial_is_proposed(
+def test_a_parent_that_needs_a_larger_share_is_trained_again_before_any_trial_is_proposed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with driving(create(tmp_path, **ONE)) as driven:
         driven.coordinator.pool = None
-        fits = []
+        started = []
 
-        def fit(self: _Drive, shares: Shares, share: float) -> None:
-            fits.append(share)
-            while driven.coordinator.is_needed_at(share):
-                job = driven.coordinator.next_training(share)
+        def fit(self: _Drive) -> None:
+            while driven.coordinator.is_training_needed:
+                job = driven.coordinator.next_training()
                 assert job is not None
-                if job.number < 0 and share == 1.0:
+                started.append(job.number)
+                if started == [-1]:
                     driven.coordinator.training_failed(job.number, "memory", "no room")
                 else:
                     driven.coordinator.take_report(_trained(job), job.token)
@@ -159,7 +159,7 @@ def test_a_parent_that_needs_a_larger_share_gets_it_before_any_trial_is_proposed
         found = _Drive(driven.folder, driven.ledger, driven.coordinator.config, Console(quiet=True), Halt())
         found.coordinator = driven.coordinator
         found._work(Shares(2, 1.0, 0.0, 1, 1.0, 0.0))
-        assert fits == [1.0, 2.0, 1.0]
+        assert started == [-1, -1, 0, 1]
         assert driven.ledger.sweep().completed_at is not None
         assert driven.ledger.parents()[0].failures == 1
 
@@ -208,7 +208,7 @@ def test_a_parent_that_fails_for_good_stops_the_driver_until_it_is_tried_again(t
         assert said == ["parent robust failed (exception) and is tried again"]
     with driving(folder) as driven:
         assert driven.coordinator.next_training() is None
-        assert not driven.coordinator.is_needed_at(driven.coordinator.next_share)
+        assert not driven.coordinator.is_training_needed
         with pytest.raises(ParentError, match="parent robust failed: exception"):
             _Drive(folder, driven.ledger, driven.coordinator.config, Console(quiet=True), Halt()).run(None)
         assert failed_numbers(driven.ledger) == [-1]

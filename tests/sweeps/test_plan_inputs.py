@@ -24,6 +24,11 @@ def test_without_a_description_it_is_this_machine() -> None:
     assert node.cpus >= 1
 
 
+def test_nodes_that_are_described_and_nodes_that_are_there_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"--on: .*found both"):
+        nodes_to_plan("4x80GB", "10.0.0.1:6379")
+
+
 def test_mistakes_in_a_settings_file_have_their_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("nodes:\n  cpus: 8\n  gpu: 2\n")

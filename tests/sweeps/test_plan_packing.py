@@ -8,7 +8,10 @@ import pytest
 
 from cluster.described import read_nodes
 from cluster.packing import Node
+from cluster.resources import GB
 from sweeps.config import parse_sweep
+from sweeps.measured_memory import Need, Needs
+from sweeps.memory_classes import classes_of
 from sweeps.plan_packing import packing_rows
 
 
@@ -36,10 +39,25 @@ def test_what_is_printed_fits_into_a_hundred_columns_beside_the_label() -> None:
     assert max(len(row) for row in rows[1:6]) <= 80
 
 
-def test_unequal_gpus_get_one_share_and_it_is_said_what_two_would_do() -> None:
-    text = "\n".join(shown(read_nodes("(2x80GB,32cpu)+(2x24GB,32cpu)"), memory_gb=12, evaluation={"memory_gb": 6}))
-    assert "7 trainings at once, 1 CPU and 0.5 GPU" in text  # one of eight places is the attacks'
-    assert "one for each kind would fit 16 (0.15 of 80 GB, 0.5 of 24 GB)" in text  # 6 and 6 beside an attack, 2 and 2
+def test_unequal_gpus_get_each_their_own_share() -> None:
+    lines = shown(read_nodes("(2x80GB,32cpu)+(2x24GB,32cpu)"), memory_gb=12, evaluation={"memory_gb": 6})
+    assert "15 trainings at once, 1 CPU and 0.15 of 80 GB, 0.5 of 24 GB" in lines[0]  # 5 beside an attack, 6, 2 and 2
+    assert any("attack 0.25, 5 × training 0.15" in line for line in lines)
+    assert any("2 × training 0.5" in line for line in lines)
+
+
+def test_what_was_measured_is_laid_out_for_the_class_that_needs_most_with_a_line_for_each() -> None:
+    methods = ["plain", {"jasmin": {"k": 0, "aggregation": "max"}}]
+    config = parse_sweep({"data": {"name": "digits"}, "attacks": {}, "methods": methods})
+    plain, jasmin = classes_of(config)
+    needs = Needs(
+        Need("training", of.label, of.parts, of.images, "80 GB", gb * GB, {}) for of, gb in ((plain, 8), (jasmin, 20))
+    )
+    lines = [line for _, line in packing_rows(config, read_nodes("2x80GB,32cpu"), needs)]
+    assert "7 trainings at once, 1 CPU and 0.25 GPU" in lines[0]
+    assert f"{plain.label}: 8.0 GB, 0.1 of 80 GB; 17 at once" in lines
+    assert f"{jasmin.label}: 20.0 GB, 0.25 of 80 GB; 7 at once" in lines
+    assert not any("no measurement" in line for line in lines)
 
 
 def test_more_than_fits_waits_and_says_so() -> None:

@@ -21,7 +21,7 @@ from sweeps.ledger import Ledger
 from sweeps.report import build_report, render_html
 from sweeps.report_markdown import render_markdown
 from sweeps.report_rows import cost_rows
-from sweeps.snapshot import PALETTE, Snapshot, shorten, without_passwords
+from sweeps.snapshot import PALETTE, Snapshot, duration, shorten, without_passwords
 from sweeps.summary import wilson
 from tests.sweeps import ledgers
 
@@ -387,3 +387,16 @@ def test_a_driver_notes_what_one_training_and_one_attack_get(unfinished: Ledger)
     with Lease(unfinished):
         unfinished.note_driver("resources", GPU)
     assert Snapshot.read(unfinished).resources == (GPU,)
+
+
+def test_the_seconds_of_gpus_are_counted_by_what_each_training_got(unfinished: Ledger) -> None:
+    usual = Snapshot.read(unfinished)
+    first, second = [t for t in usual.trials if t.train_seconds][:2]
+    granted = {first.number: {"CPU": 1.0, "GPU": 0.5}, second.number: {"CPU": 2.0, "GPU": 0.1}}
+    few = replace(
+        usual, trials=(first, second), parents=(), stages={}, resources=({**GPU, "trial_cpus": 1.0},), granted=granted
+    )
+    told = dict(cost_rows(few))["ran on"]
+    assert "each training on 1 CPU and 0.1 to 0.5 GPU" in told
+    seconds = 0.5 * (first.train_seconds or 0) + 0.1 * (second.train_seconds or 0)
+    assert f"{duration(seconds)} of one GPU" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces.errors import ObjectiveMissing
+from cluster.ending import VARIABLE
+from search_spaces.errors import NodeEnding, ObjectiveMissing
 from sweeps.stage_job import StageJob, StageOutcome, assemble, judge_here, judge_shard, started
 from tests.sweeps import ledgers
 from tests.sweeps.stages import real_job, real_stage
+from trainables import assessment
 from trainables.canonical_passes import CANONICAL_BATCH
 
 
@@ -198,3 +201,37 @@ def test_a_shard_is_no_larger_than_a_unit_and_as_large_as_a_batch(
     if shards > 1:
         assert 2 * min(sizes) >= batch_size, "no pass is mostly filled up"
     assert shards >= min(workers, standing // batch_size)
+
+
+def test_a_shard_on_a_node_that_ends_stops_before_a_unit_that_would_not_fit_and_keeps_what_it_had_judged(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = replace(real_stage(), batch_size=5)  # units of twenty images
+    whole = judge_here(real_job(trained, tmp_path / "whole", stage), 1.0)
+    end = tmp_path / "at"
+    monkeypatch.setenv(VARIABLE, str(end))
+    end.write_text(f"{time.time() + 3600:.0f}")
+    store, units = tmp_path / "store", 0
+    judged = assessment._Shelf.filled
+
+    def ending(self: Any, judge: Any, work: Any, on_unit: Any) -> Any:
+        def count(known: int, of: int) -> None:
+            nonlocal units
+            units += 1
+            if units == 2:  # the clean pass, and one unit of the attack
+                end.write_text(f"{time.time() - 1:.0f}")
+            on_unit(known, of)
+
+        return judged(self, judge, work, count)
+
+    monkeypatch.setattr(assessment._Shelf, "filled", ending)
+    job = real_job(trained, store, stage)
+    with pytest.raises(NodeEnding, match="pgd on trial 3: the node ends"):
+        judge_shard(job, 0, 1)
+    with pytest.raises(NodeEnding):
+        judge_shard(job, 0, 1)
+    assert units == 2, "nothing more was begun"
+    end.unlink()
+    outcome = judge_here(job, 1.0)
+    assert 0 < outcome.judged < whole.judged
+    assert outcome.record.verdicts.tolist() == whole.record.verdicts.tolist()  # type: ignore[union-attr]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.ending import VARIABLE
 from search_spaces.errors import LossDiverged
 from trainables.training import Training
 from trainables.tune import Report, TrainingJob, TrialTrainable, failure_kind, write_token
@@ -129,3 +132,29 @@ def test_failures_have_kinds() -> None:
     assert failure_kind(LossDiverged("x")) == "nan"
     assert failure_kind(MemoryError()) == "memory"
     assert failure_kind(ValueError()) == "exception"
+
+
+def test_on_a_node_that_ends_no_epoch_begins_that_would_not_fit_and_the_training_goes_on_elsewhere(
+    job: Callable[..., TrainingJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainables.tune.LEAVING_S", 0.0)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "at"))
+    (tmp_path / "at").write_text(f"{time.time() + 3600:.0f}")
+    first = job()
+    trainable = actor(first)
+    assert Report.read(trainable.step()).status == "training"
+    (tmp_path / "at").write_text(f"{time.time():.0f}")
+    for _ in range(2):
+        assert trainable.step() == Report(first.number, "leaving").result()
+    assert (Path(first.folder) / "log.txt").read_text().count("no epoch is begun that could not end") == 1
+    monkeypatch.delenv(VARIABLE)
+    assert [(r.status, len(r.history)) for r in run(actor(first))] == [("trained", 2)]
+
+
+def test_what_other_trainings_took_decides_whether_a_first_epoch_fits(
+    job: Callable[..., TrainingJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "at"))
+    (tmp_path / "at").write_text(f"{time.time() + 3600:.0f}")
+    assert Report.read(actor(replace(job(), longest_epoch_s=4000.0)).step()).status == "leaving"
+    assert Report.read(actor(replace(job(), longest_epoch_s=100.0)).step()).status == "training"

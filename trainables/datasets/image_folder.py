@@ -35,6 +35,7 @@ class ImageFolder(Dataset[ImageFolderConfig]):
     """RGB; the shorter side is resized to the model's size and the centre cut out. Images are decoded when taken."""
 
     Config = ImageFolderConfig
+    reads_files = True
 
     @classmethod
     def check(cls, config: ImageFolderConfig) -> Iterable[tuple[str, str]]:

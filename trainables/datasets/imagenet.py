@@ -37,6 +37,7 @@ class Imagenet(Dataset[ImagenetConfig]):
     """
 
     Config = ImagenetConfig
+    reads_files = True
     published = PUBLISHED
     num_classes: ClassVar[int] = 1000
 

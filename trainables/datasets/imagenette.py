@@ -30,6 +30,7 @@ class Imagenette(ArchiveDataset[ImagenetteConfig]):
     """RGB; the shorter side is resized to the model's size and the centre cut out. Images are decoded when taken."""
 
     Config = ImagenetteConfig
+    reads_files = True
     published = PUBLISHED
     train_counts: ClassVar[Sequence[int]] = (963, 955, 993, 858, 941, 956, 961, 931, 951, 960)
     test_counts: ClassVar[Sequence[int]] = (387, 395, 357, 386, 409, 394, 389, 419, 399, 390)

@@ -1,0 +1,100 @@
+"""Whether every node of a cluster reaches the sweep's object store, and the same one as the driver.
+
+An address such as localhost:9000 is another server on each node; so each reads what the driver wrote there, and the
+driver looks for the answer.
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from cluster.every_node import PATIENCE_S, Answer, EveryNode
+from cluster.object_store import ObjectStore
+from cluster.shared_storage import CHALLENGE, SharedStorage
+from search_spaces.errors import ObjectStoreError, StorageNotShared
+from search_spaces.object_uri import ObjectUri
+
+
+class SharedObjects:
+    """Asks the nodes of the cluster that this process has joined, as `SharedStorage` does of a folder."""
+
+    def __init__(self, place: ObjectUri, patience_s: float = PATIENCE_S) -> None:
+        """Args: place: of the sweep; objects for the probes are made there, and removed by `close`."""
+        self._sweep = place
+        self._place = place.joined(f".shared.{uuid.uuid4().hex[:8]}")
+        self._store = ObjectStore(self._place)
+        self._word = uuid.uuid4().hex.encode()
+        self._has_asked = False
+        self._nodes = EveryNode(answer_objects, self._challenge, patience_s=patience_s)
+
+    def require(self) -> None:
+        """Return once every node has shown that it reads, writes, lists and deletes there.
+
+        Raises: StorageNotShared, naming the first that does not. A cluster of one node is not asked.
+        """
+        for answer in self._nodes.all_answers():
+            self._judge(answer)
+
+    def look(self) -> None:
+        """Ask the nodes that are new since `require`, and hear the answers that have come; most calls return at once.
+
+        Raises: StorageNotShared.
+        """
+        for answer in self._nodes.new_answers():
+            self._judge(answer)
+
+    def close(self) -> None:
+        """Remove the probes."""
+        if self._has_asked:
+            self._has_asked = False
+            self._store.delete_folder("")
+
+    def _challenge(self, node: str) -> tuple[str, str]:
+        if not self._has_asked:
+            self._store.put_object(CHALLENGE, self._word)
+            self._has_asked = True
+        return str(self._place), node
+
+    def _judge(self, answer: Answer) -> None:
+        what = answer.problem or answer.value
+        if what or self._store.read(answer.identity) != self._word:
+            self.close()
+            raise StorageNotShared(
+                f"node {answer.node} does not share {self._sweep}: it "
+                f"{what or 'wrote an object that is not seen here'}. Every node needs the same server under the same "
+                "address, and credentials (AWS_ACCESS_KEY_ID … in its environment, or the machine's role) that may "
+                "put, get, list and delete there: give it those, or take the node out of the cluster."
+            )
+
+
+def answer_objects(place: str, name: str) -> str:
+    """Copy the driver's word into an object of this node's own, and list and delete another one. Runs on the node.
+
+    Returns: what is wrong, as the end of a sentence about the node; empty if nothing is.
+    """
+    store = ObjectStore(ObjectUri.read(place))
+    try:
+        word = store.read(CHALLENGE)
+        if word is None:
+            return "cannot read what the driver wrote there (no such object)"
+        store.put_object(f"{name}.gone", word)
+        store.delete_object(f"{name}.gone")
+        store.put_object(name, word)
+        return "" if name in store.sizes() else "does not list what it wrote"
+    except ObjectStoreError as error:
+        return f"is refused there ({error})"
+
+
+def storage_check(folder: Path, objects: ObjectUri | None) -> SharedStorage | SharedObjects:
+    """Return what asks the nodes about a sweep's storage. Args: folder: for probes; objects: instead of it, if any."""
+    return SharedStorage(folder) if objects is None else SharedObjects(objects)
+
+
+def require_storage(folder: Path, objects: ObjectUri | None) -> None:
+    """Ask every node once. Args: as `storage_check`. Raises: StorageNotShared."""
+    probe = storage_check(folder, objects)
+    try:
+        probe.require()
+    finally:
+        probe.close()
