@@ -18,6 +18,7 @@ from typing import Any
 
 from search_spaces.durable_files import make_folder
 from search_spaces.errors import ObjectStoreError, StorageError
+from search_spaces.faults import Durable
 from search_spaces.object_uri import ObjectUri, mirror_root
 
 CONNECT_S = 5.0
@@ -68,10 +69,12 @@ class ObjectStore:
             return True
         return False
 
-    def put_object(self, name: str, content: bytes) -> None:
-        """Write an object as a whole."""
+    def put_object(self, name: str, content: bytes, write: Durable | None = None) -> None:
+        """Write an object as a whole. Args: write: the caller's point, if it is a durable one."""
         with self._translated(), self._sink(name) as sink:
             sink.write(content)
+            if write is not None:
+                write.torn()
 
     def upload_file(self, file: Path, name: str) -> None:
         """Write a file's bytes as an object. OSError if the file cannot be read."""

@@ -70,10 +70,14 @@ class Room:
         """The most cores that one training can have beside the attacks."""
         self.most_gpus: dict[str, float] = dict(before or {})
         """The largest share that one training can have of a device beside the attacks, by kind."""
-        for node in self._nodes:
-            for device in node.devices:
-                left = empty.gpus_left[node.name, device.index]
-                self.most_gpus[device.kind] = max(left, self.most_gpus.get(device.kind, 0.0))
+        devices = [device for node in self._nodes for device in node.devices]
+        counts = Counter(device.kind for device in devices)
+        for device in devices:
+            left = empty.gpus_left[device.node, device.index]
+            beside = 1 - (attacks.share(device.kind) or 0.0)
+            if len(counts) > 1 and counts[device.kind] <= attacks.count and beside > 0:
+                left = min(left, beside)  # Ray may put the attacks on all devices of this kind
+            self.most_gpus[device.kind] = max(left, self.most_gpus.get(device.kind, 0.0))
         self._alone: dict[Grant, bool] = {}
 
     def grown(self, request: Request, times: float) -> Request:
@@ -86,6 +90,8 @@ class Room:
         """
         if isinstance(request.gpus, Mapping):
             reach = {kind: self._most_of(kind) / share for kind, share in request.gpus.items()}
+            if not any(reach.values()):  # the attacks have it all: it waits, and does not train without
+                return request
             enough = min(times, max(reach.values())) - 1e-9
             far = {kind: share for kind, share in request.gpus.items() if reach[kind] >= enough}
             return replace(request, gpus={kind: self._grown(share, times, kind) for kind, share in far.items()})

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.room import Grant
-from search_spaces.errors import ObjectiveMissing, StorageError
+from search_spaces.errors import ObjectiveMissing, StorageError, SweepError
 from search_spaces.faults import reach
 from search_spaces.storage import storage_problem
 from sweeps.cascade import Standing, Target, next_target
@@ -227,8 +227,14 @@ class Coordinator:
         return [self._granted[number] for number in self._training]
 
     def _class_of(self, trial: TrialRecord) -> MemoryClass:
+        """Return a training's class; one of its own where its configuration is none any more, as its worker will say:
+        a plugin is gone, or a field."""
         if trial.number not in self._classes:
-            self._classes[trial.number] = training_class(TrialConfig.model_validate(dict(trial.config)))
+            try:
+                found = training_class(TrialConfig.model_validate(dict(trial.config)))
+            except (ValueError, OSError, SweepError):
+                found = MemoryClass(trial.label, f"trial {trial.number}", 0)
+            self._classes[trial.number] = found
         return self._classes[trial.number]
 
     def _learn(self, trial: TrialRecord) -> None:

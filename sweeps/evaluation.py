@@ -376,6 +376,10 @@ class EvaluationPool:
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._reserved)
+            if self._shares.evaluation_workers == 1:
+                # Ray ends a worker after each task that has a GPU, because what it leaves there and which device comes
+                # next are open. Here neither is: the share stays reserved, on one device. A new one imports long.
+                options["max_calls"] = 0
         return options
 
 

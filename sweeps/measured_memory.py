@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from sweeps.memory_classes import MemoryClass
@@ -47,8 +47,10 @@ class Needs:
 
     @classmethod
     def read(cls, events: Sequence[Event]) -> Needs:
-        """Return what the ledger's events of kind `MEASURED` say."""
-        return cls(Need(**event.detail) for event in events)
+        """Return what the ledger's events of kind `MEASURED` say; what another version has written in another form is
+        measured again."""
+        names = {field.name for field in fields(Need)}
+        return cls(Need(**event.detail) for event in events if set(event.detail) == names)
 
     def __bool__(self) -> bool:
         return bool(self._found)

@@ -314,18 +314,19 @@ class _Drive:
         ours = not ray.is_initialized()
         with self.console.status("starting Ray" if address is None else f"joining Ray at {address}"):
             shares = self._connect(address)
-        with self.console.status("measuring what trainings and attacks need of the GPUs' memory"):
-            shares = self._measured(shares)
-        head = None
-        if address is not None:
-            wanted = self.config.resources.concurrent
-            self._cluster = ClusterWatch(shares, None if wanted == "auto" else wanted, self._known, self._nodes)
-            shares = self._cluster.shares
-            head = HeadWatch(self._head_lost, ray.get_runtime_context().gcs_address)
-        self.console.print(shares.describe(), style="dim", highlight=False)
-        self.ledger.note_driver("resources", shares.public())
-        mirror = self.start_mirror()
+        head, mirror = None, None
         try:
+            if address is not None:  # measuring may take minutes, in which the head may be lost
+                head = HeadWatch(self._head_lost, ray.get_runtime_context().gcs_address)
+            with self.console.status("measuring what trainings and attacks need of the GPUs' memory"):
+                shares = self._measured(shares)
+            if address is not None:
+                wanted = self.config.resources.concurrent
+                self._cluster = ClusterWatch(shares, None if wanted == "auto" else wanted, self._known, self._nodes)
+                shares = self._cluster.shares
+            self.console.print(shares.describe(), style="dim", highlight=False)
+            self.ledger.note_driver("resources", shares.public())
+            mirror = self.start_mirror()
             with self.progress:
                 self._work(shares)
         except Exception as error:
@@ -475,7 +476,7 @@ class _Drive:
         from sweeps.evaluation import EvaluationPool
 
         plan, later_while_training = self.config.attacks, False
-        if plan is not None:
+        if plan is not None and not self.halt:  # the pool waits for its share, which a busy cluster may not have soon
             expected = dict.fromkeys(stage.attack for stage in self.ledger.sweep().planned_stages)
             hang_after_s = self.config.failures.hang_after_s
             pulses = self.folder.objects or self._scratch

@@ -58,6 +58,15 @@ def _answers(port: int) -> bool:
         connection.close()
 
 
+def new_place(port: int) -> ObjectUri:
+    """A prefix in a new bucket. This process has the keys."""
+    from pyarrow.fs import S3FileSystem
+
+    place = place_at(port, f"bucket-{uuid.uuid4().hex[:12]}")
+    S3FileSystem(**dict(place.options), allow_bucket_creation=True).create_dir(place.path.partition("/")[0])
+    return place
+
+
 def place_at(port: int, bucket: str) -> ObjectUri:
     return ObjectUri.read(f"s3://{bucket}/sweeps?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1")
 
@@ -65,15 +74,10 @@ def place_at(port: int, bucket: str) -> ObjectUri:
 @pytest.fixture
 def bucket(object_server: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ObjectUri:
     """A prefix in a new bucket; this process has the keys, and a temporary folder of its own."""
-    from pyarrow.fs import S3FileSystem
-
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     at_home(monkeypatch, tmp_path / "node-a")
-    place = place_at(object_server, f"bucket-{uuid.uuid4().hex[:12]}")
-    options = dict(place.options)
-    S3FileSystem(**options, allow_bucket_creation=True).create_dir(place.path.partition("/")[0])
-    return place
+    return new_place(object_server)
 
 
 def at_home(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

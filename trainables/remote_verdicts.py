@@ -49,8 +49,8 @@ class RemoteVerdicts(VerdictStore):
     def _send(self, path: Path) -> None:
         """Publish a unit, or take the one that another machine has published under its name, if it is intact."""
         if not self._bring(path, only_intact=True):
-            with durable("objects.verdict"):
-                self._objects.put_object(self._name(path), path.read_bytes())
+            with durable("objects.verdict") as write:
+                self._objects.put_object(self._name(path), path.read_bytes(), write)
 
     def _bring(self, path: Path, *, only_intact: bool = False) -> bool:
         """Download a unit; whoever looks meanwhile sees nothing of it. Returns whether it was there, and taken."""

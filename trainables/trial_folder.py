@@ -87,8 +87,8 @@ class RemoteFolder(TrialFolder):
         """Bytes of the log that are published; None if nobody has looked yet."""
 
     def name_attempt(self, token: str) -> None:
-        with durable("objects.attempt"):
-            self._store.put_object(ATTEMPT, token.encode())
+        with durable("objects.attempt") as write:
+            self._store.put_object(ATTEMPT, token.encode(), write)
 
     def attempt(self) -> str:
         found = self._store.read(ATTEMPT)
@@ -164,8 +164,8 @@ class RemoteFolder(TrialFolder):
     def _publish_log(self) -> None:
         said = _read(self.path / LOG)
         if said and len(said) != self._logged:
-            with durable("objects.log"):
-                self._store.put_object(LOG, said)
+            with durable("objects.log") as write:
+                self._store.put_object(LOG, said, write)
             self._logged = len(said)
 
     def _send(self, folder: str, replaces: bool, write: Durable) -> None:

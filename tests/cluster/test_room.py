@@ -123,6 +123,16 @@ def test_a_whole_device_is_free_where_small_shares_can_lie_on_one() -> None:
     assert (found.gpus, found.kind) == (0.5, "A100")
 
 
+def test_the_kind_is_taken_of_which_a_device_has_most_left_whatever_runs_on_others() -> None:
+    mixed = Room([node("a", 2, "A100"), node("b", 1, "L4")], Request("attack", 0, 1.0))
+    either = asked({"A100": 0.4, "L4": 0.5})
+    small, whole = Grant(1.0, 0.3, "A100"), Grant(1.0, 1.0, "A100", True)
+    for running in ([small, small], [small, whole, small]):
+        found = mixed.grant(either, running)
+        assert found is not None
+        assert found.kind == "L4"
+
+
 def test_what_waits_for_a_kind_that_is_not_there_takes_the_room_of_no_other() -> None:
     room = Room([node("b", 1, "L4")], ATTACKS, before={"A100": 1.0})
     waits = Grant(1.0, 0.5, "A100")
@@ -143,6 +153,17 @@ def test_what_had_not_enough_asks_for_a_device_that_has_it_and_is_whole_only_whe
     assert on_large == Grant(1.0, 1.0, "A100", is_whole=True)
     any_of_two = Room([node("a", 2)], ATTACKS).grant(asked(0.75), [Grant(1.0, 1.0, None, True)])
     assert any_of_two == Grant(1.0, 0.75), "beside the attacks; the other device has more"
+
+
+def test_no_training_asks_for_what_it_could_never_have_if_ray_put_the_attacks_on_the_only_device_of_a_kind() -> None:
+    room = Room([node("a", 1, "L4"), node("b", 1, "A100"), node("c", 2, "H200")], ATTACKS)
+    assert room.most_gpus == {"L4": 0.75, "A100": 0.75, "H200": 1.0}
+    assert room.grown(asked({"A100": 0.3, "L4": 0.9}), 1).gpus == {"A100": 0.3}
+    assert Room([node("a", 1), node("b", 1)], ATTACKS).most_gpus == {"": 1.0}, "Ray finds the one that is free"
+    taken = Room([node("a", 1)], replace(ATTACKS, gpus=1.0))
+    assert taken.grown(asked({"": 0.5}), 1).gpus == {"": 0.5}, "it does not train without a GPU"
+    apart = Room([node("a", 1, "L4"), node("b", 1, "A100")], replace(ATTACKS, gpus=1.0))
+    assert apart.grown(asked({"A100": 0.3, "L4": 0.9}), 1).gpus == {"A100": 0.3}
 
 
 def test_what_could_be_had_before_a_node_was_lost_is_waited_for() -> None:

@@ -25,12 +25,14 @@ import sqlalchemy as sa
 
 from search_spaces import faults
 from search_spaces.errors import LossDiverged
+from search_spaces.object_uri import ObjectUri
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.records import PriorTrial, State
 from sweeps.requests import Request
 from tests.crash.watch import Watch
+from tests.object_server import KEYS
 from tests.sweeps.inline_pool import InlinePool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,8 +59,11 @@ stopped from another terminal. A unit is sixteen images, so that a stage is judg
 BARE: dict[str, Any] = {**WHOLE, "attacks": None, "objectives": ["clean_acc"], "search": {"trials": 1}}
 """No attack: the trial ends with its training."""
 UNTRACKED: dict[str, Any] = {**BARE, "tracking": {"enabled": False}}
-LIVES = {"whole": WHOLE, "bare": BARE, "untracked": UNTRACKED}
-TOTALS = {"whole": 3, "bare": 1, "untracked": 1}
+ATTACKED_ONCE = {"epsilon": 0.03, "images": 24, "batch_size": 4, "stages": [{"pgd": {"steps": 1}}]}
+REMOTE: dict[str, Any] = {**WHOLE, "attacks": ATTACKED_ONCE, "search": {"trials": 1, "sampler": "random"}}
+"""The trial, whose first attempt fails, and its verdicts are in an object store."""
+LIVES = {"whole": WHOLE, "bare": BARE, "untracked": UNTRACKED, "remote": REMOTE}
+TOTALS = {"whole": 3, "bare": 1, "untracked": 1, "remote": 1}
 """Trials that are asked for when the sweep is there already; a known configuration comes on top."""
 STATEMENT = "statement"
 """A point within the ledger's transactions."""
@@ -66,6 +71,7 @@ IMPORTED_LATER = (
     *(f"sweeps.{name}" for name in ("changes", "evaluate", "retention", "runner", "searcher", "stage_job", "tracking")),
     *(f"trainables.{name}" for name in ("assessment", "training", "trial", "tune", "verdict_store")),
     *("mlflow.store.tracking.sqlalchemy_workspace_store", "moocore", "ray.dag", "sqlalchemy.dialects.sqlite"),
+    "pyarrow.fs",  # which does not begin anything: that is for each process to do
     *("torch.utils.serialization.config", "encodings.cp437", "encodings.utf_8_sig", "rich._emoji_codes"),
 )
 """What a life imports on its way. Imported before it is forked, a life is shorter by a third of a second, and all lives
@@ -81,6 +87,8 @@ class Order:
 
     storage: str
     life: str = "whole"
+    objects: str | None = None
+    """The URI of an object store for trials and verdicts."""
     kill_at: str | None = None
     watched: bool = False
     """Whether the points and what was written outside them are put down."""
@@ -90,10 +98,12 @@ class Nursery:
     """The process that forks the others."""
 
     def __init__(self, scratch: Path) -> None:
-        """Args: scratch: a folder of its own, for MLflow's empty database and what the processes say."""
+        """Args: scratch: a folder of its own: MLflow's empty database, what the processes say, copies of objects."""
+        self.objects: ObjectUri | None = None
+        """Where the life "remote" has its objects, those of each storage folder below a prefix of their own."""
         self.said = scratch / "said.txt"
         self._said_before = 0
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+        environment = {**os.environ, **KEYS, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "TMPDIR": str(scratch)}
         environment.pop(faults.VARIABLE, None)
         with self.said.open("wb") as said:
             self._process = subprocess.Popen(
@@ -108,6 +118,9 @@ class Nursery:
 
     def run(self, storage: Path, **order: Any) -> int:
         """Let a sweep live until its end or its death; returns the exit code, negative is a signal."""
+        if order.get("life") == "remote":
+            assert self.objects is not None
+            order["objects"] = str(self.objects.joined(storage.name))
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._said_before = self.said.stat().st_size
@@ -150,7 +163,7 @@ def live(order: Order) -> None:
     storage = Path(order.storage)
     folder = SweepFolder(storage, NAME)
     console = Console(file=sys.stderr, force_terminal=False)
-    config = parse_sweep({**LIVES[order.life], "name": NAME})
+    config = parse_sweep({**LIVES[order.life], "name": NAME, "storage": {"objects": order.objects}})
     stay_in_one_process(storage)
     if not folder.ledger.exists():
         create_ledger(config, folder, load_data(config), learn if order.life == "whole" else lambda ledger: None)
@@ -161,6 +174,8 @@ def live(order: Order) -> None:
         going = drive(folder, console, trials=TOTALS[order.life]).exit_code == INTERRUPTED
     if order.life == "whole":
         grow_old(folder, config, console)
+    if order.life in ("whole", "remote"):
+        clear_away(folder)
 
 
 def learn(ledger: Ledger) -> None:
@@ -188,11 +203,10 @@ def was_interrupted(folder: SweepFolder) -> bool:
 
 
 def grow_old(folder: SweepFolder, config: Any, console: Any) -> None:
-    """What may happen to a finished sweep: a further plan, a changed configuration, and a clearance."""
+    """What may happen to a finished sweep: a further plan, and a changed configuration."""
     from sweeps.changes import plan_change
     from sweeps.config import parse_sweep
     from sweeps.evaluate import add_plan, read_plan
-    from sweeps.retention import collect
     from sweeps.runner import drive
 
     name, attacks = read_plan(str(ROOT / "tests" / "crash" / "further.yaml"), config.attacks)
@@ -201,6 +215,14 @@ def grow_old(folder: SweepFolder, config: Any, console: Any) -> None:
     changed = parse_sweep({**config.document, "failures": {"retries": 2}})
     change = plan_change(ledger.sweep(), changed, "changed.yaml")
     drive(folder, console, change=change)
+    ledger.close()
+
+
+def clear_away(folder: SweepFolder) -> None:
+    """Remove what nothing needs any more, such as what was half-written by those who were killed."""
+    from sweeps.retention import collect
+
+    ledger = Ledger.at(folder.ledger)
     collect(ledger, folder)
     ledger.close()
 

@@ -10,13 +10,14 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.object_store import ObjectStore
 from search_spaces.faults import MODES, WRITES
 from sweeps.export import export_json
 from sweeps.folder import SweepFolder
@@ -26,10 +27,17 @@ from sweeps.records import CLOSED
 from sweeps.snapshot import Snapshot
 from sweeps.summary import status
 from tests.crash.inline import NAME, ROOT, STATEMENT, Nursery, journal
+from tests.object_server import KEYS, new_place, object_server
 
-ENUMERATED = ("whole", "bare")
+__all__ = ["object_server"]
+
+ENUMERATED = ("whole", "bare", "remote")
 """Lives that reach every point between them."""
 POINTS = tuple(f"{name}:{mode}" for name in WRITES for mode in MODES)
+OF_OBJECTS = ("objects.", "sweep.objects")
+"""What points begin with that only a sweep in an object store has."""
+WITH_OBJECTS = (*OF_OBJECTS, "checkpoint.", "verdict.")
+"""And those whose files are there in copies."""
 PAGE = ROOT / "docs" / "resume.md"
 HALF_BATCHES = ("store._log_metrics", "store._set_tags")
 """Within MLflow's own writing of a batch: its parameters have arrived, its metrics too."""
@@ -56,8 +64,12 @@ class Life:
 
 
 @pytest.fixture(scope="module")
-def lives(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Life]:
-    return {life: watched(nursery, tmp_path_factory.mktemp(life), life) for life in ENUMERATED}
+def lives(nursery: Nursery, object_server: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Life]]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in KEYS.items():
+            patch.setenv(name, value)
+        nursery.objects = new_place(object_server)
+        yield {life: watched(nursery, tmp_path_factory.mktemp(life), life) for life in ENUMERATED}
 
 
 def watched(nursery: Nursery, storage: Path, life: str) -> Life:
@@ -69,7 +81,7 @@ def watched(nursery: Nursery, storage: Path, life: str) -> Life:
 def results(storage: Path) -> dict[str, Any]:
     """What must not depend on interruptions: all that the ledger holds but times, attempts, costs in seconds and ids.
 
-    A stopped trial's epochs are those that it had reported by then.
+    A stopped trial's epochs are those that it had reported by then. Where the objects are is each sweep's own.
     """
     ledger = Ledger.at(SweepFolder(storage, NAME).ledger)
     try:
@@ -84,6 +96,7 @@ def results(storage: Path) -> dict[str, Any]:
             for s in ledger.stages()
         ]
         verdicts = [None if s.verdicts is None else s.verdicts.tolist() for s in ledger.stages()]
+        document = {name: value for name, value in sweep.document.items() if name != "storage"}
         history = [without_times(ledger.history(t.number)) for t in ledger.trials() if t.state != "stopped"]
         return {
             "trials": trials,
@@ -91,12 +104,19 @@ def results(storage: Path) -> dict[str, Any]:
             "verdicts": verdicts,
             "history": history,
             "front": [item["trial"] for item in status(ledger)["front"]],
-            "sweep": (sweep.requested, sweep.document, sweep.planned_stages, sweep.completed_at is not None),
+            "sweep": (sweep.requested, document, sweep.planned_stages, sweep.completed_at is not None),
+            "objects": sorted(objects_of(storage)),
             "prior": ledger.prior(),
             "waiting": ledger.waiting_known(),
         }
     finally:
         ledger.close()
+
+
+def objects_of(storage: Path) -> dict[str, int]:
+    """The bytes of every object of the sweep; none if it has files."""
+    place = SweepFolder(storage, NAME).objects
+    return {} if place is None else ObjectStore(place).sizes()
 
 
 def without_times(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
@@ -201,7 +221,7 @@ def assert_at_rest(nursery: Nursery, storage: Path, life: str) -> None:
             for path in storage.rglob("*")
             if path.is_file() and not path.name.startswith(("ledger.db", "mlflow.db", "driver.log"))
         }
-        return kept, files, mlflow_rows(storage)
+        return kept, files, objects_of(storage), mlflow_rows(storage)
 
     before = everything()
     assert nursery.run(storage, life=life) == 0, nursery.last_words()
@@ -220,18 +240,30 @@ def test_an_undisturbed_life_is_whole(nursery: Nursery, lives: dict[str, Life], 
     assert_at_rest(nursery, lives[life].storage, life)
 
 
-def chain(points: Sequence[str]) -> list[str]:
+def test_objects_hold_what_files_would(lives: dict[str, Life]) -> None:
+    here, there = (lives[life].results for life in ("whole", "remote"))
+    for what in ("seed", "weights", "clean_acc", "epochs"):
+        assert there["trials"][0][what] == here["trials"][0][what]
+    assert there["history"][0] == here["history"][0]
+    assert there["verdicts"][0] == here["verdicts"][0]
+    assert {name.split("/")[0] for name in there["objects"]} == {"trials", "verdicts"}
+    assert not [name for name in there["objects"] if "checkpoints" in name]
+
+
+def chain(points: Sequence[str], late: int = 2) -> list[str]:
     """Choose one mode of every write of a life, in turns, in an order in which one life can meet them all.
 
     A process that begins in the midst of a life meets each point that was reached after its beginning. Whoever dies at
     the first visit of the point whose late visit comes first has all others still before it. Late is the last but one:
     the last one may be needless after a death, such as a stopped trial's token.
+
+    Args: late: which visit is the late one, counted from the end; 1 where every last one is needed.
     """
     visits: dict[str, list[int]] = {}
     for place, point in enumerate(points):
         if point.endswith(":before"):
             visits.setdefault(point.split(":")[0], []).append(place)
-    writes = sorted(visits, key=lambda name: visits[name][-2:][0])
+    writes = sorted(visits, key=lambda name: visits[name][-late:][0])
     return [f"{name}:{MODES[turn % len(MODES)]}" for turn, name in enumerate(writes)]
 
 
@@ -239,8 +271,9 @@ def chain(points: Sequence[str]) -> list[str]:
 def test_a_life_that_is_killed_at_every_one_of_its_writes_ends_as_if_it_had_not_been(
     nursery: Nursery, lives: dict[str, Life], tmp_path: Path, life: str
 ) -> None:
-    kills = chain(lives[life].points)
-    if life == "bare":
+    # whoever dies after the last epoch has nothing more to say of it, only of the final model; and no trial is stopped
+    kills = chain(lives[life].points, late=1 if life == "remote" else 2)
+    if life != "whole":
         kills = [point for point in kills if point not in lives["whole"].points]
     else:
         batch = [point.split(":")[0] for point in kills].index("mlflow.log_batch")
@@ -259,21 +292,35 @@ def later_visit(point: str, visits: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", [point for point in POINTS if not point.startswith(OF_OBJECTS)])
 @pytest.mark.parametrize("visit", ["first", "later"])
 def test_a_kill_at_a_single_point_loses_nothing(
     nursery: Nursery, lives: dict[str, Life], tmp_path: Path, point: str, visit: str
 ) -> None:
     life = "whole" if point in lives["whole"].points else "bare"
+    assert_survived(nursery, lives, tmp_path, life, point, visit)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", [point for point in POINTS if point.startswith(WITH_OBJECTS)])
+@pytest.mark.parametrize("visit", ["first", "later"])
+def test_a_kill_at_a_single_point_loses_nothing_where_the_files_are_objects(
+    nursery: Nursery, lives: dict[str, Life], tmp_path: Path, point: str, visit: str
+) -> None:
+    assert_survived(nursery, lives, tmp_path, "remote", point, visit)
+
+
+def assert_survived(nursery: Nursery, lives: dict[str, Life], storage: Path, life: str, point: str, visit: str) -> None:
+    """A life that is killed at one visit of a point, and goes on, is whole."""
     visits = lives[life].points.count(point)
     turn = 1 if visit == "first" else later_visit(point, visits)
     if visit == "later" and turn == 1:
         pytest.skip("there is one visit")
-    code = nursery.run(tmp_path, life=life, kill_at=f"{point}:{turn}")
+    code = nursery.run(storage, life=life, kill_at=f"{point}:{turn}")
     assert code == -signal.SIGKILL, f"{code}:\n{nursery.last_words()}"
-    assert nursery.run(tmp_path, life=life) == 0, nursery.last_words()
-    assert_whole(tmp_path, lives[life], [point])
-    assert_at_rest(nursery, tmp_path, life)
+    assert nursery.run(storage, life=life) == 0, nursery.last_words()
+    assert_whole(storage, lives[life], [point])
+    assert_at_rest(nursery, storage, life)
 
 
 LEDGER = tuple(name for name in WRITES if name.startswith("ledger.") and name != "ledger.finish_without_attack")

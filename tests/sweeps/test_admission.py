@@ -6,9 +6,10 @@ from cluster.packing import Device, Node
 from cluster.resources import GB
 from cluster.room import Grant
 from sweeps.admission import Admission
-from sweeps.measured_memory import Need, Needs
+from sweeps.measured_memory import MEASURED, Need, Needs
 from sweeps.memory_classes import MemoryClass
 from sweeps.probing import LEAST_ATTACK_SHARE, fitted
+from sweeps.records import Event
 from sweeps.sections import ResourcesSection
 
 SMALL, LARGE = MemoryClass("small", "s", 64), MemoryClass("large", "l", 64)
@@ -160,3 +161,45 @@ def test_a_share_that_is_pinned_is_not_cut_for_attacks_that_were_measured_to_nee
     pinned = {"gpus": 0.25}
     left = fitted(ResourcesSection(evaluation=pinned), [node("a", 80)], Needs([need(LARGE, 76)]))
     assert (left.trial_gpus, left.evaluation_gpus) == (0.95, 0.25), "a training gets what they leave"
+
+
+def test_a_measurement_that_another_version_has_written_is_none() -> None:
+    mine = need(SMALL, 8).plain()
+    older = {name: value for name, value in mine.items() if name != "peak"}
+    events = [Event(1, 0.0, None, MEASURED, detail) for detail in (older, {**mine, "more": 1}, mine)]
+    assert Needs.read(events[:2]).most("training") is None
+    assert Needs.read(events).most("training") == 8 * GB
+
+
+def test_of_classes_that_cover_one_the_smallest_counts_whatever_was_measured_first() -> None:
+    needs = Needs([need(MemoryClass("s", "s", 256), 32), need(MemoryClass("s", "s", 128), 16)])
+    assert needs.of("training", SMALL) == {"80 GB": 16 * GB}
+
+
+def test_a_kind_of_device_that_joins_is_asked_for_too() -> None:
+    first, second = node("a", 80, accelerator="A100"), node("b", 40, accelerator="L40S")
+    found = admission([first], Needs([need(SMALL, 8)]))
+    assert found.request(SMALL).gpus == {"A100": 0.1}
+    found.follow(fitted(ResourcesSection(), [first], Needs([need(SMALL, 8)])), [first, second])
+    assert found.request(SMALL).gpus == {"A100": 0.1, "L40S": 0.2}
+
+
+def test_a_share_is_rounded_up_and_never_down() -> None:
+    assert admission([node("a", 80)], Needs([need(SMALL, 8.1)])).request(SMALL).gpus == {"": 0.11}
+
+
+def test_no_more_train_at_once_than_are_wanted_and_a_machine_alone_has_the_cores_that_ray_is_told_of() -> None:
+    needs = Needs([need(SMALL, 8)])
+    assert admission([node("a", 80)], needs, concurrent=2).at_once(SMALL) == 2
+    laptop = Node("here", 2, started_here=True)
+    assert admission([laptop], Needs(), concurrent=5).at_once(SMALL) == 5
+    assert admission([laptop], Needs()).at_once(SMALL) == 2
+    assert admission([laptop], Needs(), cpus=4).at_once(SMALL) == 1, "more threads than cores, as it was asked for"
+    assert admission([Node("b", 2)], Needs(), concurrent=5).at_once(SMALL) == 1, "on a cluster the attacks have a core"
+
+
+def test_a_device_whose_memory_became_known_counts_by_it() -> None:
+    found = admission([node("a", None, accelerator="A100")], Needs([need(SMALL, 8)]))
+    assert found.request(SMALL).gpus == {"A100": 0.75}
+    found.follow(fitted(ResourcesSection(), [node("a", 80)], Needs()), [node("a", 80, accelerator="A100")])
+    assert found.request(SMALL).gpus == {"A100": 0.1}

@@ -15,7 +15,7 @@ from sweeps.folder import SweepFolder
 from sweeps.halt import Halt
 from sweeps.records import State
 from sweeps.requests import Request
-from sweeps.runner import _Drive
+from sweeps.runner import DriverCrashed, _Drive
 from sweeps.stage_job import StageJob
 from sweeps.summary import sweep_state
 from tests.sweeps.driving import Driven, create, driving, trained
@@ -111,3 +111,38 @@ def test_a_paused_driver_leaves_the_rest_for_the_next_one(tmp_path: Path, work: 
         assert driven.ledger.sweep().completed_at is None
         assert "interrupted" not in {event.kind for event in driven.ledger.events()}
     assert sweep_state(driven.ledger) == "paused"
+
+
+def test_a_driver_that_was_asked_to_stop_while_it_measured_waits_for_no_share_of_the_attacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("on a busy cluster it would wait here for ever")
+
+    monkeypatch.setattr("sweeps.evaluation.EvaluationPool", never)
+    with driving(create(tmp_path)) as driven:
+        driven.coordinator.pool = None
+        halt = Halt()
+        halt.requested = True
+        driver = _Drive(driven.folder, driven.ledger, driven.coordinator.config, Console(quiet=True), halt)
+        driver.coordinator = driven.coordinator
+        driver._work(SHARES)
+        assert [event.kind for event in driven.ledger.driver_events("interrupted")] == ["interrupted"]
+
+
+def test_what_breaks_while_it_measures_is_a_failure_of_the_driver_that_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: ended.append("Ray"))
+    monkeypatch.setattr(_Drive, "_stage", lambda self: None)
+    monkeypatch.setattr(_Drive, "_connect", lambda self, address: SHARES)
+    monkeypatch.setattr("sweeps.probing.measure", lambda *_: 1 / 0)
+    with driving(create(tmp_path)) as driven:
+        driver = _Drive(driven.folder, driven.ledger, driven.coordinator.config, Console(quiet=True), Halt())
+        driver._mps.callback(lambda: ended.append("MPS"))
+        with pytest.raises(DriverCrashed, match="division by zero"):
+            driver.run(None)
+        assert ended == ["Ray", "MPS"]
+        assert [event.kind for event in driven.ledger.driver_events("driver crashed")] == ["driver crashed"]

@@ -627,3 +627,35 @@ def test_no_shard_starts_in_a_share_on_a_node_that_takes_nothing_new(
     assert (ray.options[0]["scheduling_strategy"] is not first) is moves
     finish(ray, pool)
     assert (removed[:1] == [first]) is moves
+
+
+@pytest.fixture
+def gpu() -> Iterator[None]:
+    """A local cluster with a GPU that Ray only counts."""
+    from cluster.connect import prepare_environment
+
+    prepare_environment()
+    import ray
+
+    ray.init("local", num_cpus=3, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_on_a_reserved_share_of_a_gpu_one_worker_judges_shard_after_shard_and_elsewhere_each_is_new(gpu: None) -> None:
+    import ray
+
+    pool = EvaluationPool(Shares(1, 1.0, 0.5, 1, 1.0, 0.25))
+    ray.get(pool._warming)
+
+    def pid() -> int:
+        return os.getpid()
+
+    def worker() -> int:
+        return int(ray.get(ray.remote(max_retries=0, **pool._options())(pid).remote()))
+
+    assert len({worker() for _ in range(3)}) == 1
+    pool.use_everything()
+    assert len({worker() for _ in range(3)}) == 3

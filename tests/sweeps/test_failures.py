@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import json
+from collections import Counter, deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,13 @@ from hypothesis import strategies as st
 
 from cluster.packing import Device, Node
 from cluster.resources import Shares
+from cluster.room import Grant
 from sweeps.admission import Admission
 from sweeps.failures import KINDS, LONGEST_BACKOFF_S, Again, StageAgain, after_failure, after_stage_failure, backoff
 from sweeps.measured_memory import Needs
+from sweeps.memory_classes import MemoryClass
 from sweeps.records import State
+from sweeps.schema import TRIALS
 from sweeps.sections import FailuresSection
 from sweeps.stage_job import StageJob
 from sweeps.study import TrialState
@@ -205,6 +209,63 @@ def test_trainings_of_a_class_that_run_out_of_memory_together_ask_for_twice_as_m
             driven.coordinator.training_failed(job.number, "memory", "no room")
         assert [driven.ledger.trial(job.number).share for job in together] == [2.0] * 4
         assert [driven.start().gpu_share for _ in range(2)] == [0.4, 0.4]
+
+
+def test_a_trial_whose_configuration_is_none_any_more_stops_no_driver(tmp_path: Path) -> None:
+    folder = create(tmp_path, search={"trials": 2}, failures={"memory": {"retries": 9}, "retries": 0})
+    with driving(folder) as driven:
+        admit(driven, 0.2)
+        driven.fail("memory")
+        config = {**driven.ledger.trial(0).config, "plugins": [str(tmp_path / "gone.py")], "methods": {"gone": {}}}
+        with driven.ledger._write("ledger.start_training") as connection:
+            connection.execute(TRIALS.update().where(TRIALS.c.number == 0).values(config=json.dumps(config)))
+    with driving(folder) as driven:
+        admit(driven, 0.2)
+        job = driven.start()
+        assert (job.number, job.gpu_share) == (0, 0.4)
+        driven.coordinator.training_failed(0, "exception", "no method gone")
+        assert driven.ledger.trial(0).state is State.FAILED
+        assert driven.start().number == 1
+
+
+class WithoutRoomFor:
+    """An admission by nodes that cannot hold one class, and hold one training of any other beside what runs."""
+
+    def __init__(self, lost: MemoryClass) -> None:
+        self.lost = lost
+
+    def holds(self, of: MemoryClass, times: float) -> bool:
+        return of != self.lost
+
+    def has_room(self, of: Any, running: Any) -> bool:
+        return True
+
+    def grant(self, of: MemoryClass, times: float, running: Any) -> Grant | None:
+        return Grant(1.0) if not running or (of != self.lost and len(running) < 2) else None
+
+
+def test_what_these_nodes_cannot_hold_is_overtaken_and_waits_for_others(tmp_path: Path) -> None:
+    methods = [{"plain": {}}, {"jasmin": {"k": 0, "aggregation": "max"}}]
+    folder = create(tmp_path, methods=methods, search={"trials": 6, "allocation": "equal"})
+    with driving(folder) as driven:
+        coordinator = driven.coordinator
+        jobs = [driven.start() for _ in range(6)]
+        label = {job.number: driven.ledger.trial(job.number).label for job in jobs}
+        first = label[jobs[0].number]
+        others = [job.number for job in jobs if label[job.number] != first]
+        stub: Any = WithoutRoomFor(coordinator._class_of(driven.ledger.trial(jobs[0].number)))
+        coordinator.admission = stub
+        for job in jobs:
+            coordinator.set_aside(job.number)
+        coordinator._to_train = deque(sorted(label, key=lambda number: label[number] != first))
+        assert [driven.start().number for _ in range(2)] == others[:2], "whose nodes are there"
+        assert coordinator.next_training() is None
+        for number in others[:2]:
+            coordinator.training_failed(number, "nan", "over")
+        assert driven.start().number == others[2]
+        assert coordinator.next_training() is None, "it would wait for a node, and others run"
+        coordinator.training_failed(others[2], "nan", "over")
+        assert label[driven.start().number] == first, "with nothing else to do it waits in Ray"
 
 
 def test_a_training_that_had_the_whole_device_and_not_enough_memory_has_failed_for_good(tmp_path: Path) -> None:

@@ -53,6 +53,12 @@ def test_what_nvml_sees_beside_the_allocator_counts_against_the_share():
     assert gpu.limits == [pytest.approx(0.5 - 2 / 80)]
 
 
+def test_kernels_that_are_not_loaded_yet_have_their_room_beside_the_allocator():
+    gpu = SaidGpu(held=2 * GIB, of_process=2 * GIB + 2**20)
+    begin_job(0.5, gpu)
+    assert gpu.limits == [pytest.approx(0.5 - CONTEXT_BYTES / gpu.total)]
+
+
 def test_a_process_within_its_share_or_a_little_above_goes_on():
     gpu = SaidGpu()
     guard = begin_job(0.25, gpu)
