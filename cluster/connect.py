@@ -155,6 +155,8 @@ def redirect_logging(log: Path) -> None:
         logger = logging.getLogger(name)
         for old in list(logger.handlers):
             logger.removeHandler(old)
+            if isinstance(old, _LogFile):
+                old.close()
         logger.addHandler(handler)
         logger.propagate = False
     logging.captureWarnings(True)
