@@ -17,6 +17,8 @@ from rich.console import Console
 
 from cluster.connect import connect, prepare_environment
 from cluster.object_store import require_objects
+from cluster.packing import Node
+from cluster.resources import Shares
 from cluster.shared_objects import require_storage
 from cluster.versions import SameEnvironment
 from search_spaces.errors import ConfigError, Problem, SweepError, SweepExists
@@ -28,6 +30,8 @@ from sweeps.folder import NAME_PATTERN, NAME_RULE, SweepFolder
 from sweeps.halt import Halt
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
+from sweeps.measured_memory import MEASURED, Needs
+from sweeps.probing import fitted
 from sweeps.reading import read_attacks
 from sweeps.records import IMPORTED, LAUNCHED, PlannedStage, Split, State, TrialRecord
 from sweeps.rules import attack_problems
@@ -169,7 +173,14 @@ class _Work:
         ours = not ray.is_initialized()
         if self.folder.objects is not None:
             require_objects(self.folder.objects)
-        shares = connect(address, lambda nodes: enough(config, known_nodes(config, nodes)), self.folder.log)
+        needs = Needs.read(self.ledger.driver_events(MEASURED))
+
+        def plan(nodes: Sequence[Node]) -> Shares:
+            known = known_nodes(config, nodes)
+            usual = enough(config, known)
+            return fitted(config.resources, known, needs) if needs else usual
+
+        shares = connect(address, plan, self.folder.log)
         try:
             if address is not None:
                 SameEnvironment(config.plugins).require()
