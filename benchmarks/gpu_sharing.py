@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_sharing
 
 Each training is a process of its own, without Ray, on random images of CIFAR's shape. All are ready before the clock
-starts. Needs torch, timm and this project; without a GPU it says so and writes no row.
+starts. Needs torch, timm and this project; without a GPU its rows have no value.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.rows import Row, measured
+from benchmarks.rows import Row, measured, not_measured
 from cluster.mps import mps
 
 COMMAND = "python -m benchmarks.gpu_sharing"
@@ -35,6 +35,8 @@ SECONDS = 8.0
 """Steps are counted for so long, by all trainings at once (our choice)."""
 READY_S = 240.0
 """All trainings are ready after so many seconds, or the measurement is given up."""
+NEIGHBOUR = 0.9
+"""Of its throughput alone a neighbour keeps so much beside a process that is stopped (our choice)."""
 GUARD_SHARE, GREEDY_SHARE = 0.2, 0.5
 """What the process that exceeds its share has, and what it asks for."""
 
@@ -118,7 +120,7 @@ def guard_rows() -> Iterator[Row]:
     peak, limit = greedy["taken_share"], GUARD_SHARE
     yield measured("gpu_guard_share_taken", [peak], f"of {name}, its share is {limit:g}", COMMAND, at_most=limit)
     kept = neighbour["images_per_s"] / alone
-    yield measured("gpu_guard_neighbour", [kept], f"× images/s alone, {name}", COMMAND, at_least=0.9)
+    yield measured("gpu_guard_neighbour", [kept], f"× images/s alone, {name}", COMMAND, at_least=NEIGHBOUR)
 
 
 def train(model: str, share: float, seed: int, ready: Path) -> Mapping[str, float]:
@@ -178,12 +180,16 @@ def exceed(share: float, ready: Path) -> Mapping[str, float]:
 
 
 def rows(rounds: int = 3) -> Iterator[Row]:
-    """Measure everything; without a GPU nothing."""
-    if not torch.cuda.is_available():
-        _note("no GPU here: how trainings share one is not measured, and its rows stay as they are")
+    """Measure everything; without a GPU the rows have no value."""
+    if torch.cuda.is_available():
+        yield from sharing_rows(rounds)
+        yield from guard_rows()
         return
-    yield from sharing_rows(rounds)
-    yield from guard_rows()
+    for model, target in TARGETS.items():
+        unit = "× images/s of one by one"
+        yield not_measured(f"gpu_vit_{model}_best_packing", "no GPU", unit, COMMAND, at_least=target)
+    yield not_measured("gpu_guard_share_taken", "no GPU", "of the device", COMMAND, at_most=GUARD_SHARE)
+    yield not_measured("gpu_guard_neighbour", "no GPU", "× images/s alone", COMMAND, at_least=NEIGHBOUR)
 
 
 def _wait(ready: Path) -> None:

@@ -44,9 +44,17 @@ def measured(
     }
 
 
-def not_measured(identity: str, reason: str, unit: str, command: str, *, at_most: float | None = None) -> Row:
+def not_measured(
+    identity: str,
+    reason: str,
+    unit: str,
+    command: str,
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> Row:
     """Return the row of a figure that needs what this machine does not have; the reason stands in `peer`."""
-    target = None if at_most is None else f"<= {at_most:g}"
+    target = f"<= {at_most:g}" if at_most is not None else None if at_least is None else f">= {at_least:g}"
     return {
         "id": identity,
         "value": None,
