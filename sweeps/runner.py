@@ -318,8 +318,7 @@ class _Drive:
         try:
             if address is not None:  # measuring may take minutes, in which the head may be lost
                 head = HeadWatch(self._head_lost, ray.get_runtime_context().gcs_address)
-            with self.console.status("measuring what trainings and attacks need of the GPUs' memory"):
-                shares = self._measured(shares)
+            shares = self._measured(shares)
             if address is not None:
                 wanted = self.config.resources.concurrent
                 self._cluster = ClusterWatch(shares, None if wanted == "auto" else wanted, self._known, self._nodes)
@@ -373,8 +372,15 @@ class _Drive:
         known = needs()
         if self.coordinator.training_needed:
             asked = questions(self.config, self.ledger.sweep().planned_stages, self._nodes, known)
-            measure(asked, lambda n: self.ledger.note_driver(MEASURED, n.plain()), self._say, lambda: bool(self.halt))
-            known = needs() if asked else known
+            if asked:
+                with self.console.status("measuring what trainings and attacks need of the GPUs' memory"):
+                    measure(
+                        asked,
+                        lambda need: self.ledger.note_driver(MEASURED, need.plain()),
+                        self._say,
+                        lambda: bool(self.halt),
+                    )
+                known = needs()
         shares = fitted(self.config.resources, self._nodes, known) if known else shares  # as Ray was told otherwise
         self.coordinator.admission = Admission(self.config.resources, shares, self._nodes, known)
         return shares

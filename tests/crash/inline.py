@@ -15,12 +15,15 @@ import shutil
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
 import sqlalchemy as sa
 
 from search_spaces import faults
@@ -129,6 +132,18 @@ class Nursery:
         answer = self._process.stdout.readline()
         assert answer, self.last_words()
         return int(answer)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let the sweep that lives now stand still while the block runs."""
+        lives = psutil.Process(self._process.pid).children()
+        for life in lives:
+            life.suspend()
+        try:
+            yield
+        finally:
+            for life in lives:
+                life.resume()
 
     def last_words(self) -> str:
         """Return what the last process had to say."""

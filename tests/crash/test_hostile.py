@@ -144,7 +144,12 @@ def test_a_disk_that_fills_up_stops_the_driver_and_fails_no_trial(
     nursery: Nursery, undisturbed: dict[str, Any], disk: Path, moment: str
 ) -> None:
     storage, before = disk / "runs", len(nursery.said.read_text())
-    with when(exists(storage / NAME / moment), lambda: fill(disk)):
+
+    def full() -> None:
+        with nursery.held():  # or a sweep of a second is over before the disk is full
+            fill(disk)
+
+    with when(exists(storage / NAME / moment), full):
         code = nursery.run(storage, life="untracked")
     said = said_since(nursery, before)
     assert code != 0, said

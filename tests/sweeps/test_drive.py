@@ -138,7 +138,7 @@ def test_what_breaks_while_it_measures_is_a_failure_of_the_driver_that_leaves_no
     monkeypatch.setattr("ray.shutdown", lambda: ended.append("Ray"))
     monkeypatch.setattr(_Drive, "_stage", lambda self: None)
     monkeypatch.setattr(_Drive, "_connect", lambda self, address: SHARES)
-    monkeypatch.setattr("sweeps.probing.measure", lambda *_: 1 / 0)
+    monkeypatch.setattr("sweeps.probing.questions", lambda *_: 1 / 0)
     with driving(create(tmp_path)) as driven:
         driver = _Drive(driven.folder, driven.ledger, driven.coordinator.config, Console(quiet=True), Halt())
         driver._mps.callback(lambda: ended.append("MPS"))
