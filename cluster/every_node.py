@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +119,32 @@ class EveryNode:
                 del self._asked[reference]
                 if _stays(asked.identity):
                     yield Answer(asked.identity, asked.name, None, f"has not answered in {self._patience_s:g} s")
+
+
+class NodeCheck(ABC):
+    """Something that must hold on every node of the cluster that this process has joined."""
+
+    def __init__(self, nodes: EveryNode) -> None:
+        """Args: nodes: with the question."""
+        self._nodes = nodes
+
+    def require(self) -> None:
+        """Return once it is known to hold on every node; a cluster of one node is not asked.
+
+        Raises: a SweepError that names who differs, and what helps.
+        """
+        self._judge(self._nodes.all_answers())
+
+    def look(self) -> None:
+        """Ask the nodes that are new since `require`, and hear what has come; most calls return at once.
+
+        Raises: as `require`.
+        """
+        self._judge(self._nodes.new_answers())
+
+    @abstractmethod
+    def _judge(self, answers: Iterable[Answer]) -> None:
+        """Raise the error that the answers deserve, if any."""
 
 
 def _stays(identity: str) -> bool:

@@ -7,17 +7,18 @@ driver looks for the answer.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
-from cluster.every_node import PATIENCE_S, Answer, EveryNode
+from cluster.every_node import PATIENCE_S, Answer, EveryNode, NodeCheck
 from cluster.object_store import ObjectStore
 from cluster.shared_storage import CHALLENGE, SharedStorage
 from search_spaces.errors import ObjectStoreError, StorageNotShared
 from search_spaces.object_uri import ObjectUri
 
 
-class SharedObjects:
-    """Asks the nodes of the cluster that this process has joined, as `SharedStorage` does of a folder."""
+class SharedObjects(NodeCheck):
+    """Every node reads, writes, lists and deletes there; StorageNotShared names the first that does not."""
 
     def __init__(self, place: ObjectUri, patience_s: float = PATIENCE_S) -> None:
         """Args: place: of the sweep; objects for the probes are made there, and removed by `close`."""
@@ -26,23 +27,7 @@ class SharedObjects:
         self._store = ObjectStore(self._place)
         self._word = uuid.uuid4().hex.encode()
         self._has_asked = False
-        self._nodes = EveryNode(answer_objects, self._challenge, patience_s=patience_s)
-
-    def require(self) -> None:
-        """Return once every node has shown that it reads, writes, lists and deletes there.
-
-        Raises: StorageNotShared, naming the first that does not. A cluster of one node is not asked.
-        """
-        for answer in self._nodes.all_answers():
-            self._judge(answer)
-
-    def look(self) -> None:
-        """Ask the nodes that are new since `require`, and hear the answers that have come; most calls return at once.
-
-        Raises: StorageNotShared.
-        """
-        for answer in self._nodes.new_answers():
-            self._judge(answer)
+        super().__init__(EveryNode(answer_objects, self._challenge, patience_s=patience_s))
 
     def close(self) -> None:
         """Remove the probes."""
@@ -56,16 +41,17 @@ class SharedObjects:
             self._has_asked = True
         return str(self._place), node
 
-    def _judge(self, answer: Answer) -> None:
-        what = answer.problem or answer.value
-        if what or self._store.read(answer.identity) != self._word:
-            self.close()
-            raise StorageNotShared(
-                f"node {answer.node} does not share {self._sweep}: it "
-                f"{what or 'wrote an object that is not seen here'}. Every node needs the same server under the same "
-                "address, and credentials (AWS_ACCESS_KEY_ID … in its environment, or the machine's role) that may "
-                "put, get, list and delete there: give it those, or take the node out of the cluster."
-            )
+    def _judge(self, answers: Iterable[Answer]) -> None:
+        for answer in answers:
+            what = answer.problem or answer.value
+            if what or self._store.read(answer.identity) != self._word:
+                self.close()
+                raise StorageNotShared(
+                    f"node {answer.node} does not share {self._sweep}: it "
+                    f"{what or 'wrote an object that is not seen here'}. Every node needs the same server under the "
+                    "same address, and credentials (AWS_ACCESS_KEY_ID … in its environment, or the machine's role) "
+                    "that may put, get, list and delete there: give it those, or take the node out of the cluster."
+                )
 
 
 def answer_objects(place: str, name: str) -> str:

@@ -9,39 +9,24 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
-from cluster.every_node import PATIENCE_S, Answer, EveryNode
+from cluster.every_node import PATIENCE_S, Answer, EveryNode, NodeCheck
 from search_spaces.errors import StorageNotShared
 
 CHALLENGE = "driver"
 
 
-class SharedStorage:
-    """Asks the nodes of the cluster that this process has joined."""
+class SharedStorage(NodeCheck):
+    """Every node reads, writes and renames in the folder; StorageNotShared names the first that does not."""
 
     def __init__(self, folder: Path, patience_s: float = PATIENCE_S) -> None:
         """Args: folder: of the sweep; a folder for the probes is made in it, and removed by `close`."""
         self._folder = folder
         self._place = folder / f".shared.{uuid.uuid4().hex[:8]}"
         self._word = uuid.uuid4().hex
-        self._nodes = EveryNode(answer_probe, self._challenge, patience_s=patience_s)
-
-    def require(self) -> None:
-        """Return once every node has shown that it shares the folder; StorageNotShared names the first that does not.
-
-        A cluster of one node is not asked.
-        """
-        for answer in self._nodes.all_answers():
-            self._judge(answer)
-
-    def look(self) -> None:
-        """Ask the nodes that are new since `require`, and hear the answers that have come; most calls return at once.
-
-        Raises: StorageNotShared.
-        """
-        for answer in self._nodes.new_answers():
-            self._judge(answer)
+        super().__init__(EveryNode(answer_probe, self._challenge, patience_s=patience_s))
 
     def close(self) -> None:
         """Remove the probes."""
@@ -53,30 +38,23 @@ class SharedStorage:
             (self._place / CHALLENGE).write_text(self._word)
         return str(self._place), node
 
-    def _judge(self, answer: Answer) -> None:
-        what = answer.problem or answer.value
-        if what or not self._has_answered(answer.identity):
-            self.close()
-            raise StorageNotShared(
-                f"node {answer.node} does not share {self._folder}: it {what or 'wrote a file that is not seen here'}. "
-                "Every node needs the same folder under the same path (NFS, Lustre, a shared volume): choose one with "
-                "--storage, mount it on that node, or take the node out of the cluster."
-            )
+    def _judge(self, answers: Iterable[Answer]) -> None:
+        for answer in answers:
+            what = answer.problem or answer.value
+            if what or not self._has_answered(answer.identity):
+                self.close()
+                raise StorageNotShared(
+                    f"node {answer.node} does not share {self._folder}: it "
+                    f"{what or 'wrote a file that is not seen here'}. Every node needs the same folder under the same "
+                    "path (NFS, Lustre, a shared volume): choose one with --storage, mount it on that node, or take "
+                    "the node out of the cluster."
+                )
 
     def _has_answered(self, file: str) -> bool:
         try:
             return (self._place / file).read_text() == self._word
         except OSError:
             return False
-
-
-def require_shared(folder: Path, patience_s: float = PATIENCE_S) -> None:
-    """Ask every node once. Args: folder: of the sweep. Raises: StorageNotShared."""
-    probe = SharedStorage(folder, patience_s)
-    try:
-        probe.require()
-    finally:
-        probe.close()
 
 
 def answer_probe(place: str, name: str) -> str:

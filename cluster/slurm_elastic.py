@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from importlib.resources import files
 
 from cluster.settings import ClusterSettings
-from cluster.slurm import in_quotes
+from cluster.slurm import every_job, filled
 from cluster.start_command import start_command, waiting_for
 
 FALLBACK_S = 120
@@ -32,14 +31,8 @@ def render_nodes(settings: ClusterSettings) -> str:
 
 
 def _rendered(settings: ClusterSettings, what: str, directives: list[str], words: list[str], *, is_head: bool) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["quote"] = shlex.quote
-    template = environment.from_string((files("cluster") / "slurm_elastic.sbatch.j2").read_text())
-    return template.render(
+    return filled(
+        "slurm_elastic.sbatch.j2",
         name=settings.sweep.title,
         what=what,
         directives=directives,
@@ -52,23 +45,16 @@ def _rendered(settings: ClusterSettings, what: str, directives: list[str], words
 
 def head_directives(settings: ClusterSettings) -> list[str]:
     """Return the options of the driving job that stand behind #SBATCH."""
-    sweep, slurm = settings.sweep, settings.slurm
+    slurm = settings.slurm
     partition = slurm.head_partition or slurm.partition
-    lines = [
-        f"--job-name={sweep.title}-head",
+    return [
+        f"--job-name={settings.sweep.title}-head",
         "--nodes=1",
         "--ntasks=1",
         f"--cpus-per-task={slurm.head_cpus}",
         f"--mem={slurm.head_memory_gb}G",
-        f"--time={slurm.head_time_limit}",
-        "--requeue",
-        f"--signal=B:USR1@{slurm.stop_before_s}",
-        f"--output={in_quotes(f'{sweep.storage}/{sweep.title}-head-%j.log')}",
-        "--open-mode=append",
-        f"--partition={partition}" if partition else None,
-        f"--account={slurm.account}" if slurm.account else None,
+        *every_job(settings, "-head-%j", slurm.head_time_limit, slurm.stop_before_s, partition),
     ]
-    return [line for line in lines if line is not None]
 
 
 def node_directives(settings: ClusterSettings) -> list[str]:
@@ -84,12 +70,6 @@ def node_directives(settings: ClusterSettings) -> list[str]:
         f"--cpus-per-task={nodes.cpus}",
         f"--gpus-per-node={kind}{nodes.gpus}" if nodes.gpus else None,
         f"--mem={nodes.memory_gb}G" if nodes.memory_gb else None,
-        f"--time={slurm.time_limit}",
-        "--requeue",
-        f"--signal=B:USR1@{FALLBACK_S}",
-        f"--output={in_quotes(f'{sweep.storage}/{sweep.title}-node-%A_%a.log')}",
-        "--open-mode=append",
-        f"--partition={slurm.partition}" if slurm.partition else None,
-        f"--account={slurm.account}" if slurm.account else None,
+        *every_job(settings, "-node-%A_%a", slurm.time_limit, FALLBACK_S, slurm.partition),
     ]
     return [*(line for line in lines if line is not None), *slurm.extra]

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cluster.every_node import PATIENCE_S, EveryNode
+from cluster.every_node import PATIENCE_S, Answer, EveryNode, NodeCheck
 from search_spaces.errors import MixedEnvironments
 
 OURS = ("search_spaces", "cluster", "trainables", "sweeps")
@@ -28,29 +28,17 @@ ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 PYTORCH_CUDA_ALLOC_CONF, wins wherever a user has set it."""
 
 
-class SameEnvironment:
-    """Compares the nodes of the cluster that this process has joined with this process."""
+class SameEnvironment(NodeCheck):
+    """Every node that can take trials runs what this process runs; else MixedEnvironments."""
 
     def __init__(self, plugins: Sequence[str] = (), patience_s: float = PATIENCE_S) -> None:
         """Args: plugins: files of the sweep; they are read by path, so every node needs them there."""
         self._plugins = tuple(plugins)
-        self._nodes = EveryNode(describe, lambda node: (self._plugins,), able=True, patience_s=patience_s)
+        super().__init__(EveryNode(describe, lambda node: (self._plugins,), able=True, patience_s=patience_s))
 
-    def require(self) -> None:
-        """Return once every node that can take trials is known to be as this one; else MixedEnvironments."""
-        answers = {answer.node: answer.problem or answer.value for answer in self._nodes.all_answers()}
-        self._judge(answers)
-
-    def look(self) -> None:
-        """Judge the nodes that are new since `require`; most calls return at once. Raises: MixedEnvironments."""
-        answers = {answer.node: answer.problem or answer.value for answer in self._nodes.new_answers()}
-        self._judge(answers)
-
-    def _judge(self, answers: Mapping[str, Mapping[str, str] | str]) -> None:
-        if not answers:
-            return
-        lines = differences(describe(self._plugins), answers)
-        if lines:
+    def _judge(self, answers: Iterable[Answer]) -> None:
+        theirs = {answer.node: answer.problem or answer.value for answer in answers}
+        if theirs and (lines := differences(describe(self._plugins), theirs)):
             raise MixedEnvironments(
                 "nodes of the cluster run something else than this process:\n"
                 + "\n".join(f"  {line}" for line in lines)

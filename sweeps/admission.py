@@ -23,7 +23,7 @@ class Admission:
     def __init__(self, wanted: ResourcesSection, shares: Shares, nodes: Sequence[Node], needs: Needs) -> None:
         """Args: shares: as planned for these nodes; nodes: with the memory of their devices where that counts."""
         self._wanted = wanted
-        self._needs = needs if wanted.measures_trainings else Needs()
+        self._needs = needs if wanted.is_measured else Needs()
         self._asked: dict[MemoryClass | None, Request] = {}
         self._devices: tuple[Device, ...] = ()
         """One of each kind that there is or was: what has room on one that is lost waits for the next, and does not

@@ -147,11 +147,6 @@ class Coordinator:
         return (*parents, *self._to_train, *trials)
 
     @property
-    def training_count(self) -> int:
-        """Trainings that are running now."""
-        return len(self._training)
-
-    @property
     def is_training_needed(self) -> bool:
         """Whether a training runs, waits for its turn alone, or is to be proposed."""
         return bool(self._training or self._startable or self._may_propose)

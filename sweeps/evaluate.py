@@ -177,8 +177,8 @@ class _Work:
 
         def plan(nodes: Sequence[Node]) -> Shares:
             known = known_nodes(config, nodes)
-            usual = enough(config, known)
-            return fitted(config.resources, known, needs) if needs else usual
+            enough(config, known)
+            return fitted(config.resources, known, needs)
 
         shares = connect(address, plan, self.folder.log)
         try:

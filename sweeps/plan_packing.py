@@ -120,9 +120,9 @@ def _notes(config: SweepConfig, shares: Shares, nodes: Sequence[Node], needs: Ne
     wanted = config.resources
     if not shares.trial_gpus:
         return
-    if needs and wanted.measures_trainings:
+    if needs and wanted.is_measured:
         yield from _measured(config, shares, nodes, needs)
-    elif wanted.measures_trainings:
+    elif wanted.is_measured:
         yield (
             f"{shares.trial_gpus:g} GPU is no measurement: `launch` measures each class of trainings before, "
             "and more may train at once then; --like NAME takes what a sweep has measured"

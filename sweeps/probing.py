@@ -60,10 +60,10 @@ def questions(
     kinds = {device.kind: device for node in nodes for device in node.devices if device.memory_bytes is not None}
     members = classes_of(config)
     trainings: dict[MemoryClass, tuple[TrialConfig, PlannedStage | None]] = {}
-    if wanted.measures_trainings:
+    if wanted.is_measured:
         trainings = {of: (member, None) for of, member in members.items()}
     attacks: dict[MemoryClass, tuple[TrialConfig, PlannedStage | None]] = {}
-    if wanted.evaluation.measures_attacks and planned:
+    if wanted.evaluation.is_measured and planned:
         attacks |= attack_classes(members.values(), planned)
     asked: list[tuple[Purpose, MemoryClass, TrialConfig, PlannedStage | None]] = [
         *(("training", of, *pair) for of, pair in trainings.items()),
@@ -171,9 +171,9 @@ def fitted(wanted: ResourcesSection, nodes: Sequence[Node], needs: Needs) -> Sha
     memory halve their batch, and a training cannot. Beside trainings that are pinned it is what it was without.
     """
     shares = wanted.shares(nodes, needs.most("training"), needs.most("attack"))
-    if not needs or not (wanted.evaluation.measures_attacks and shortage(shares, nodes)):
+    if not needs or not (wanted.evaluation.is_measured and shortage(shares, nodes)):
         return shares
-    if not wanted.measures_trainings:
+    if not wanted.is_measured:
         return wanted.shares(nodes)
     attack = max(LEAST_ATTACK_SHARE, round(1 - shares.trial_gpus, 2))
     cut = replace(shares, evaluation_gpus=attack, trial_gpus=min(shares.trial_gpus, 1 - attack))

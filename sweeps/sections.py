@@ -51,9 +51,9 @@ Objective = Literal["clean_acc", "robust_acc", "feature_cosine"]
 
 
 DEFAULT_TRIALS = 50
+"""Trials of a sweep that names no number and has no grid."""
 TRACKING_SCHEMES = ("http://", "https://", "sqlite:", "postgresql", "mysql", "mssql", "databricks", "file:")
 """What MLflow knows how to reach; it takes anything else for a folder of that name."""
-"""Trials of a sweep that names no number and has no grid."""
 
 
 Allocation = Literal["shared", "equal", "equal_seconds"]
@@ -104,7 +104,32 @@ class SearchSection(Config):
         return replicates
 
 
-class EvaluationResources(Config):
+class _Claim(Config):
+    """What one training or attack stage gets of a machine."""
+
+    cpus: Cpus = 1
+    gpus: AutoGpus = "auto"
+    memory_gb: Annotated[Number, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _share_or_memory(self) -> Self:
+        if self.gpus != "auto" and self.memory_gb is not None:
+            found = f"gpus: {self.gpus:g} and memory_gb: {self.memory_gb:g}"
+            raise ValueError(f"give gpus or memory_gb, not both; found {found}")
+        return self
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the share follows from what is measured, where there are GPUs."""
+        return self.gpus == "auto" and self.memory_gb is None
+
+    @property
+    def memory_bytes(self) -> float | None:
+        """GPU memory in bytes; None where it is not given."""
+        return None if self.memory_gb is None else float(self.memory_gb) * GB
+
+
+class EvaluationResources(_Claim):
     """What the attacks may use, apart from the trainings."""
 
     workers: AutoCount = "auto"
@@ -117,28 +142,8 @@ class EvaluationResources(Config):
     memory_gb: Annotated[Number, Field(gt=0)] | None = None
     """GPU memory of one stage in GB, instead of `gpus`: its share of a device is this part of the device's memory."""
 
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        _share_or_memory(self.gpus, self.memory_gb)
-        return self
 
-    @property
-    def memory_bytes(self) -> float | None:
-        """GPU memory in bytes; None where it is not given."""
-        return None if self.memory_gb is None else float(self.memory_gb) * GB
-
-    @property
-    def measures_attacks(self) -> bool:
-        """Whether the share of an attack follows from what is measured, where there are GPUs."""
-        return self.gpus == "auto" and self.memory_gb is None
-
-
-def _share_or_memory(gpus: float | str, memory_gb: float | None) -> None:
-    if gpus != "auto" and memory_gb is not None:
-        raise ValueError(f"give gpus or memory_gb, not both; found gpus: {gpus:g} and memory_gb: {memory_gb:g}")
-
-
-class ResourcesSection(Config):
+class ResourcesSection(_Claim):
     """What the trainings may use."""
 
     concurrent: AutoCount = "auto"
@@ -160,16 +165,6 @@ class ResourcesSection(Config):
     @classmethod
     def _auto_is_all_defaults(cls, value: Any) -> Any:
         return {} if value == "auto" else value
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        _share_or_memory(self.gpus, self.memory_gb)
-        return self
-
-    @property
-    def memory_bytes(self) -> float | None:
-        """GPU memory in bytes; None where it is not given."""
-        return None if self.memory_gb is None else float(self.memory_gb) * GB
 
     @property
     def threads(self) -> int:
@@ -193,11 +188,6 @@ class ResourcesSection(Config):
         """Whether a share follows from the memory of the devices."""
         return any(one.memory_gb is not None or one.gpus == "auto" for one in (self, self.evaluation))
 
-    @property
-    def measures_trainings(self) -> bool:
-        """Whether the share of a training follows from what is measured, where there are GPUs."""
-        return self.gpus == "auto" and self.memory_gb is None
-
     def shares(
         self, nodes: Sequence[Node], trial_bytes: float | None = None, attack_bytes: float | None = None
     ) -> Shares:
@@ -212,8 +202,8 @@ class ResourcesSection(Config):
             evaluation_workers=None if self.evaluation.workers == "auto" else self.evaluation.workers,
             evaluation_cpus=float(self.evaluation.cpus),
             evaluation_gpus=None if self.evaluation.gpus == "auto" else float(self.evaluation.gpus),
-            trial_memory_bytes=trial_bytes if self.measures_trainings else self.memory_bytes,
-            evaluation_memory_bytes=attack_bytes if attacks.measures_attacks else attacks.memory_bytes,
+            trial_memory_bytes=trial_bytes if self.is_measured else self.memory_bytes,
+            evaluation_memory_bytes=attack_bytes if attacks.is_measured else attacks.memory_bytes,
         )
 
     def problems(self, nodes: Sequence[Node]) -> list[Problem]:

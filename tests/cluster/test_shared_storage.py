@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.shared_storage import CHALLENGE, SharedStorage, answer_probe, require_shared
+from cluster.shared_objects import require_storage
+from cluster.shared_storage import CHALLENGE, SharedStorage, answer_probe
 from search_spaces.errors import StorageNotShared
 from tests.cluster.own_mounts import ROOT, node_with, require_mounts
 
@@ -68,10 +69,10 @@ def apart(cluster: str, tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_node_that_does_not_share_the_folder_is_refused_by_name(apart: Path, tmp_path: Path) -> None:
-    require_shared(tmp_path)  # what is mounted over is below
+    require_storage(tmp_path, None)  # what is mounted over is below
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
     with pytest.raises(StorageNotShared, match=r"node .* does not share .*runs: it cannot read what the driver wrote"):
-        require_shared(apart)
+        require_storage(apart, None)
     assert list(apart.iterdir()) == []
 
 
@@ -85,5 +86,5 @@ def test_nodes_that_share_the_folder_pass_and_a_silent_one_does_not_hang(cluster
     assert list(tmp_path.iterdir()) == []
     began = time.monotonic()
     with pytest.raises(StorageNotShared, match=r"has not answered in 0 s.*choose one with --storage"):
-        require_shared(tmp_path, patience_s=0.0)
+        SharedStorage(tmp_path, patience_s=0.0).require()
     assert time.monotonic() - began < 10

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from search_spaces.storage import storage_problem
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.records import State
@@ -153,7 +154,7 @@ def test_a_disk_that_fills_up_stops_the_driver_and_fails_no_trial(
         code = nursery.run(storage, life="untracked")
     said = said_since(nursery, before)
     assert code != 0, said
-    assert "No space left on device" in said or "StorageError" in said
+    assert storage_problem(said) == "No space left on device" or "StorageError" in said, said
     whole = sqlite3.connect(storage / NAME / "ledger.db")
     assert whole.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert whole.execute("SELECT count(*) FROM trials WHERE state = 'failed' OR failures > 0").fetchone() == (0,)

@@ -279,7 +279,7 @@ def test_a_driver_that_loses_its_lease_while_it_starts_a_training_hands_nothing_
         coordinator = coordinating.Coordinator(config, ledger, folder)
         with pytest.raises(LeaseLost):
             coordinator.next_training()
-        assert coordinator.training_count == 0
+        assert coordinator.training_numbers == ()
     successor.close()
 
 
