@@ -153,6 +153,10 @@ class TrackingAway(SweepError):
     """MLflow does not answer."""
 
 
+class DriverCrashed(SweepError):
+    """The driver itself failed; the sweep is whole and can be resumed."""
+
+
 class ParentError(SweepError):
     """A model that trials start from cannot be had; no trial has failed by it."""
 

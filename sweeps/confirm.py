@@ -18,12 +18,12 @@ from search_spaces.seeds import derive_seed
 from sweeps.changes import Change, plan_change
 from sweeps.config import SweepConfig, parse_sweep
 from sweeps.confirm_cost import SUGGESTED_SEEDS, cost_in_words, default_name
+from sweeps.creation import create_sweep
 from sweeps.evaluate import choose_trials
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.reading import DEFAULT_METHODS
 from sweeps.records import IMPORTED, SweepRecord, TrialRecord
-from sweeps.runner import create_sweep
 from sweeps.sections import AttackPlan, ConfirmsSection
 from sweeps.snapshot import Snapshot
 from sweeps.study import trial_seed

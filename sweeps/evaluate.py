@@ -25,18 +25,22 @@ from search_spaces.errors import ConfigError, Problem, SweepError, SweepExists
 from sweeps.attack_plan import fill_in, planned_stages, ready_made
 from sweeps.cascade import Target, is_through
 from sweeps.config import AttackPlan, SweepConfig, parse_sweep, with_absolute_paths
+from sweeps.creation import create_ledger
 from sweeps.evaluation import EvaluationPool
 from sweeps.folder import NAME_PATTERN, NAME_RULE, SweepFolder
 from sweeps.halt import Halt
+from sweeps.images import load_data
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
+from sweeps.machine import enough, known_nodes
 from sweeps.measured_memory import MEASURED, Needs
 from sweeps.probing import fitted
 from sweeps.reading import read_attacks
 from sweeps.records import IMPORTED, LAUNCHED, PlannedStage, Split, State, TrialRecord
 from sweeps.rules import attack_problems
-from sweeps.runner import POLL_S, create_ledger, enough, handled_signals, known_nodes, load_data
+from sweeps.runner import POLL_S
 from sweeps.sections import FailuresSection
+from sweeps.signals import handled_signals
 from sweeps.stage_job import StageJob, StageOutcome
 from sweeps.stage_life import adopt, is_last_of_column, start, try_again
 from sweeps.summary import front_of

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
 import shutil
-import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,56 +16,37 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
-from cluster.authentication import agree
-from cluster.connect import connect, prepare_environment, require_reachable, this_machine
-from cluster.device_memory import with_memory
+from cluster.connect import connect, prepare_environment, this_machine
 from cluster.following import ClusterWatch
 from cluster.head_watch import HeadWatch
 from cluster.mps import mps
-from cluster.object_store import require_objects
 from cluster.packing import Node
 from cluster.resources import Shares
 from cluster.shared_objects import storage_check
 from cluster.versions import SameEnvironment
-from search_spaces.durable_files import make_folder, name_once, write_whole
-from search_spaces.errors import (
-    ConfigError,
-    LeaseLost,
-    ParentError,
-    StorageError,
-    SweepError,
-    SweepExists,
-)
-from search_spaces.faults import durable
+from search_spaces.errors import DriverCrashed, LeaseLost, ParentError, StorageError, SweepError
 from search_spaces.imports import quick_imports
-from search_spaces.object_uri import ObjectUri
-from sweeps.attack_plan import planned_stages
 from sweeps.config import SweepConfig, parse_sweep
+from sweeps.creation import keep_copy
 from sweeps.disk import DiskWatch, require_writable
+from sweeps.exit_codes import DONE, DRIVER_FAILED, INTERRUPTED, SOME_FAILED
 from sweeps.folder import SweepFolder
 from sweeps.halt import Halt
+from sweeps.images import hold_images
 from sweeps.lease import Lease
-from sweeps.ledger import Ledger, pointer
+from sweeps.ledger import Ledger
 from sweeps.live_state import PoolState
+from sweeps.machine import enough, known_nodes
 from sweeps.progress import Progress
-from sweeps.provenance import describe_environment
-from sweeps.records import State, SweepRecord
+from sweeps.records import State
 from sweeps.requests import grant_waiting, unreadable
-from sweeps.rules import data_problems
+from sweeps.signals import handled_signals, install, signal_received
 
 if TYPE_CHECKING:
     from sweeps.changes import Change
-    from trainables.dataset import Splits
     from trainables.node_data import NodeData
 
-DONE, SOME_FAILED, BAD_INPUT, DRIVER_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes."""
-
 POLL_S = 0.1
-
-
-class DriverCrashed(SweepError):
-    """The driver itself failed; the sweep is whole and can be resumed."""
 
 
 @dataclass(frozen=True)
@@ -77,143 +55,6 @@ class Outcome:
 
     exit_code: int
     interrupted: bool
-
-
-def create_sweep(
-    config: SweepConfig, folder: SweepFolder, say: Callable[[str], None], prior: Sequence[str] = ()
-) -> None:
-    """Make a sweep's folder and ledger; its existence begins with one rename.
-
-    Args:
-        say: takes a line before each thing that has to be fetched, and for what weights leave out.
-        prior: names of sweeps in the same storage folder whose finished trials inform the search.
-    Raises: SweepExists if the name is taken; DataError or ModelError if the data or the weights cannot be had, or
-        the weights do not fit; ConfigurationChanged if a prior sweep asked another question.
-    """
-    from sweeps.prefetch import check_fit, stage
-
-    require_writable(folder)
-    if config.storage.objects is not None:
-        require_objects(ObjectUri.read(config.storage.objects))
-    if folder.ledger.exists():
-        raise SweepExists(
-            f"sweep {folder.name!r} exists in {folder.storage}. To go on with it: {folder.resume_command}"
-        )
-    stage(config, say)
-    splits = _kept_data(config)
-    for note in check_fit(config, splits):
-        say(note)
-    problems = list(data_problems(config.attacks, config.training, splits, config.parents))
-    if problems:
-        raise ConfigError(problems)
-    create_ledger(config, folder, splits, _filling(config, folder, splits, prior, say))
-
-
-def _filling(
-    config: SweepConfig, folder: SweepFolder, splits: Splits, prior: Sequence[str], say: Callable[[str], None]
-) -> Callable[[Ledger], None]:
-    """Return what writes the prior knowledge into a new ledger; all of it has been read by then."""
-    if not prior:
-        return lambda ledger: None
-    from sweeps.prior import learn
-
-    plan, sizes = config.attacks, split_sizes(splits)
-    stages = planned_stages(plan, splits.num_classes, sizes) if plan is not None else ()
-    learned = [learn(folder.storage, name, config, stages, splits.digest(), say) for name in prior]
-
-    def fill(ledger: Ledger) -> None:
-        with Lease(ledger):
-            for trials in learned:
-                ledger.add_prior(trials)
-
-    return fill
-
-
-def enough(config: SweepConfig, nodes: Sequence[Node]) -> Shares:
-    """Return who gets how much of these nodes; ConfigError if one training has no room there, for which Ray would wait
-    for ever."""
-    if problems := config.resources.problems(nodes):
-        raise ConfigError(problems)
-    return config.resources.shares(nodes)
-
-
-def known_nodes(config: SweepConfig, nodes: Sequence[Node], before: Sequence[Node] = ()) -> Sequence[Node]:
-    """Return the nodes with the memory of their devices, if that decides anything. Args: before: as `with_memory`."""
-    return with_memory(nodes, before) if config.resources.asks_for_memory else nodes
-
-
-def require_machine(config: SweepConfig, address: str | None) -> None:
-    """Refuse before anything is written what cannot run here: a cluster that is not there or refuses the token,
-    GPUs that a machine lacks.
-
-    Raises: ClusterError; ConfigError. What a cluster has is known when it has been joined.
-    """
-    if address is not None:
-        require_reachable(address)
-        prepare_environment()  # before anything imports Ray
-        agree(address, lambda text: None)  # what there is to say is said when it is joined
-    elif config.resources.asks_for_gpus:
-        enough(config, [this_machine()])
-
-
-def split_sizes(splits: Splits) -> dict[str, int]:
-    """Return how many images are in the splits on which models are judged."""
-    return {"validation": len(splits.validation.labels), "test": len(splits.test.labels)}
-
-
-def create_ledger(
-    config: SweepConfig, folder: SweepFolder, splits: Splits, fill: Callable[[Ledger], None] = lambda ledger: None
-) -> None:
-    """Write the frozen configuration and the ledger; the sweep exists from the rename on.
-
-    Args: fill: writes what the ledger holds from the beginning.
-    """
-    make_folder(folder.root)
-    plan = config.attacks
-    sizes = split_sizes(splits)
-    record = SweepRecord(
-        id=str(uuid.uuid4()),
-        name=folder.name,
-        created_at=time.time(),
-        requested=config.trials,
-        document=config.document,
-        objectives=tuple(config.objectives),
-        planned_stages=planned_stages(plan, splits.num_classes, sizes) if plan is not None else (),
-        environment=describe_environment(),
-        data_digest=splits.digest(),
-        num_classes=splits.num_classes,
-        split_sizes=sizes,
-    )
-    folder.point_to_objects(config.storage.objects, record.id)
-    with durable("sweep.config") as write:
-        write_whole(folder.config, dump_yaml(config.document), write)
-    temporary = folder.root / f".ledger.{os.getpid()}.tmp"
-    with durable("sweep.ledger") as write:
-        for left in folder.root.glob(f"{temporary.name}*"):  # of a launch that was killed: a container's pids repeat
-            left.unlink()
-        if config.ledger.url is not None:
-            temporary.write_text(pointer(config.ledger.url, record.id))
-        ledger = Ledger.at(temporary)
-        ledger.create(record)
-        fill(ledger)
-        ledger.close()
-        write.torn(temporary)
-        try:
-            name_once(temporary, folder.ledger, write)
-        except FileExistsError as error:
-            temporary.unlink()
-            raise SweepExists(f"sweep {folder.name!r} was launched by another process at this moment.") from error
-
-
-def dump_yaml(document: Any) -> str:
-    """Write plain data as YAML."""
-    import io
-
-    from ruamel.yaml import YAML
-
-    text = io.StringIO()
-    YAML().dump(json.loads(json.dumps(document)), text)
-    return text.getvalue()
 
 
 def drive(
@@ -262,16 +103,6 @@ def drive(
             return Outcome(INTERRUPTED if halt.requested else _exit_code(ledger), halt.requested)
     finally:
         ledger.close()
-
-
-def keep_copy(ledger: Ledger, folder: SweepFolder) -> bool:
-    """Write the copy of the configuration again if it is not what the ledger holds; returns whether it was not."""
-    text = dump_yaml(ledger.sweep().document)
-    if folder.config.exists() and folder.config.read_text() == text:
-        return False
-    with durable("sweep.config") as write:
-        write_whole(folder.config, text, write)
-    return True
 
 
 class _Drive:
@@ -444,28 +275,8 @@ class _Drive:
                 self._mps.close()
                 raise
             importing.result()
-        self._held = self._hold_images()
+        self._held = hold_images(self.config)
         return shares
-
-    def _hold_images(self) -> NodeData | None:
-        """Let every node hold the images once; None where its workers load them."""
-        from trainables.dataset import loaded_splits
-        from trainables.node_data import hold, key_of
-        from trainables.registry import find, load_plugins
-
-        config = self.config
-        load_plugins(config.plugins)
-        if find("datasets", config.data.name).reads_files:
-            return None
-        img_size, with_selection = _images_of(config)
-        try:
-            splits = loaded_splits(config.data, img_size, with_selection=with_selection)
-        except SweepError as error:  # this machine may lack what the nodes have
-            logging.getLogger("paretune.runner").warning("the driver cannot load the images: %s", error)
-            return None
-        held = hold(key_of(config.data, img_size, with_selection=with_selection), splits)
-        loaded_splits.cache_clear()  # they are in Ray's memory now
-        return held
 
     def _stage(self) -> None:
         """Bring back what a resume needs and no longer finds; after a launch everything is there."""
@@ -530,7 +341,7 @@ class _Drive:
             hang_after_s=hang_after_s,
             wants_room=pool.wants_room if pool is not None else lambda: False,
         )
-        hooks = Hooks(self._between, lambda: _install(self._handler), self.halt, searcher.watch)
+        hooks = Hooks(self._between, lambda: install(self._handler), self.halt, searcher.watch)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         tuner(searcher, hooks, self.halt, self._scratch, name, self._held).fit()
 
@@ -575,59 +386,5 @@ def _print_line(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def signal_received(halt: Halt, console: Console, folder: SweepFolder) -> None:
-    """First signal: stop soon, everything kept. Second: now."""
-    if halt.requested:
-        console.print(f"\nstopped at once. {folder.resume_command}", highlight=False)
-        os._exit(INTERRUPTED)
-    halt.requested = True
-    console.print("\nstopping; once more stops at once.", highlight=False)
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-def _install(handler: Callable[..., None]) -> None:
-    for number in SIGNALS:
-        signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def handled_signals(halt: Halt, console: Console, folder: SweepFolder) -> Iterator[None]:
-    """Let a signal ask for a stop while the block runs, and a second one end the process."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    _install(lambda *_: signal_received(halt, console, folder))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _exit_code(ledger: Ledger) -> int:
     return SOME_FAILED if ledger.counts()[State.FAILED] else DONE
-
-
-def load_data(config: SweepConfig) -> Splits:
-    """Load the images that the sweep's models are judged on."""
-    from trainables.dataset import load_splits
-    from trainables.registry import load_plugins
-
-    load_plugins(config.plugins)
-    img_size, with_selection = _images_of(config)
-    return load_splits(config.data, img_size, with_selection=with_selection)
-
-
-def _kept_data(config: SweepConfig) -> Splits:
-    """Load them as `load_data` does, for the driver that this process becomes too."""
-    from trainables.dataset import loaded_splits
-    from trainables.registry import load_plugins
-
-    load_plugins(config.plugins)
-    img_size, with_selection = _images_of(config)
-    return loaded_splits(config.data, img_size, with_selection=with_selection)
-
-
-def _images_of(config: SweepConfig) -> tuple[int, bool]:
-    """Return the side of the sweep's images in pixels, and whether some of them choose the epoch."""
-    return config.model.at_defaults().img_size, config.training.at_defaults().select == "best"

@@ -12,6 +12,7 @@ from search_spaces.errors import ConfigError, Problem, SweepError
 from search_spaces.imports import quick_imports
 from sweeps.commands.arguments import RUNS, Address, Name, Number, Overrides, Storage
 from sweeps.commands.opening import drive_on, open_sweep, out, print_line
+from sweeps.exit_codes import INTERRUPTED
 
 if TYPE_CHECKING:
     from sweeps.evaluate import Added
@@ -152,7 +153,7 @@ def evaluate(
     added = add_plan(folder, plan_name or stem, section, trials, out, address=address)
     out.print(f"{added.judged} images judged now, once for each attack; the rest was in the store.", highlight=False)
     _show_plan(folder, added)
-    raise typer.Exit(130 if added.interrupted else int(bool(added.failed)))
+    raise typer.Exit(INTERRUPTED if added.interrupted else int(bool(added.failed)))
 
 
 def _evaluate_checkpoint(

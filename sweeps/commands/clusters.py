@@ -17,11 +17,10 @@ from search_spaces.imports import quick_imports
 from sweeps.commands import run
 from sweeps.commands.arguments import RUNS, Address, File, Name, Storage
 from sweeps.commands.opening import print_line
+from sweeps.exit_codes import BAD_INPUT, INTERRUPTED, SOME_FAILED
 
 if TYPE_CHECKING:
     from sweeps.folder import SweepFolder
-
-INTERRUPTED = 130
 
 app = typer.Typer(no_args_is_help=True, help="Ready-made starts on Slurm, machines of one's own, AWS and Kubernetes.")
 
@@ -99,7 +98,7 @@ def start(
         words = ["resume", folder.name] if folder.ledger.exists() else ["launch", str(file), "--name", folder.name]
         words += ["--storage", str(storage), *(["--address", address] if address is not None else [])]
         code = run.app(words if words[0] == "resume" else [*words, *(options or ())], standalone_mode=False) or 0
-    raise typer.Exit(0 if accept_failed and code == 1 else code)
+    raise typer.Exit(0 if accept_failed and code == SOME_FAILED else code)
 
 
 @app.command("join")
@@ -141,7 +140,7 @@ def join(
     with leaving_on_signals(asked, knows_end=given.leaves_at is not None):
         why = joining.run()
     print_line(f"left: {why.value}")
-    raise typer.Exit({End.TIME: INTERRUPTED, End.TOO_SHORT: 2}.get(why, 0))
+    raise typer.Exit({End.TIME: INTERRUPTED, End.TOO_SHORT: BAD_INPUT}.get(why, 0))
 
 
 def _is_complete(folder: SweepFolder) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 from rich.console import Console
 
-from search_spaces.errors import ParentError, StorageError, SweepError
+from search_spaces.errors import DriverCrashed, ParentError, StorageError, SweepError
 from search_spaces.imports import quick_imports
 
 if TYPE_CHECKING:
@@ -93,4 +93,4 @@ def _sweep_of(folder: SweepFolder) -> SweepRecord:
 
 def is_driver_failure(error: SweepError) -> bool:
     """Whether an error ended a driver that had begun; exit code 3."""
-    return isinstance(error, StorageError | ParentError) or type(error).__name__ == "DriverCrashed"
+    return isinstance(error, StorageError | ParentError | DriverCrashed)

@@ -110,7 +110,8 @@ def launch(
     from sweeps.folder import SweepFolder
 
     with quick_imports():
-        from sweeps.runner import create_sweep, require_machine
+        from sweeps.creation import create_sweep
+        from sweeps.machine import require_machine
 
     if name is not None:
         SweepFolder(storage, name)  # a bad name is said before anything else is looked at

@@ -173,7 +173,10 @@ def live(order: Order) -> None:
     from rich.console import Console
 
     from sweeps.config import parse_sweep
-    from sweeps.runner import INTERRUPTED, create_ledger, drive, load_data
+    from sweeps.creation import create_ledger
+    from sweeps.exit_codes import INTERRUPTED
+    from sweeps.images import load_data
+    from sweeps.runner import drive
 
     storage = Path(order.storage)
     folder = SweepFolder(storage, NAME)

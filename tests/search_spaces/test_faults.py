@@ -80,7 +80,7 @@ EXEMPT = {
     ("sweeps/print_figures.py", "*"): "rebuilt from the ledger at any time; renamed when whole",
     ("sweeps/report.py", "*"): "rebuilt from the ledger at any time; renamed when whole",
     ("sweeps/runner.py", "_Drive.run"): "Ray Tune's own files; nothing reads them again",
-    ("sweeps/runner.py", "dump_yaml"): "writes into a text, not into a file",
+    ("sweeps/creation.py", "dump_yaml"): "writes into a text, not into a file",
     (
         "trainables/archive.py",
         "*",

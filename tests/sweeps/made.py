@@ -11,10 +11,10 @@ import torch
 
 from sweeps.config import SweepConfig, parse_sweep
 from sweeps.coordinator import Coordinator
+from sweeps.creation import create_ledger
 from sweeps.folder import SweepFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
-from sweeps.runner import create_ledger
 from tests.conftest import TINY_MODEL
 from tests.sweeps.inline_pool import InlinePool
 from trainables.checkpoint import Identity, weights_digest, write_final

@@ -10,9 +10,10 @@ import pytest
 
 from search_spaces.errors import SweepExists
 from sweeps.config import SweepConfig, parse_sweep
+from sweeps.creation import create_ledger
 from sweeps.folder import SweepFolder
+from sweeps.images import load_data
 from sweeps.ledger import Ledger
-from sweeps.runner import create_ledger, load_data
 from tests.conftest import TINY_DATA, TINY_MODEL
 
 DOCUMENT: dict[str, Any] = {
@@ -47,7 +48,7 @@ def test_a_launch_that_died_at_birth_is_nothing_to_the_next_one_with_its_pid(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("sweeps.runner.name_once", dies)
+        patch.setattr("sweeps.creation.name_once", dies)
         with pytest.raises(KeyboardInterrupt):
             create_ledger(config, folder, splits)
     assert not folder.ledger.exists()

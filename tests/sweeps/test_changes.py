@@ -10,7 +10,7 @@ import pytest
 from search_spaces.errors import ConfigurationChanged
 from sweeps.changes import check_comparable, plan_change
 from sweeps.config import parse_sweep
-from sweeps.runner import dump_yaml, keep_copy
+from sweeps.creation import dump_yaml, keep_copy
 from tests.sweeps.driving import DOCUMENT, create, driving
 
 

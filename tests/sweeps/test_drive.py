@@ -10,12 +10,13 @@ import pytest
 from rich.console import Console
 
 from cluster.resources import Shares
+from search_spaces.errors import DriverCrashed
 from sweeps import requests
 from sweeps.folder import SweepFolder
 from sweeps.halt import Halt
 from sweeps.records import State
 from sweeps.requests import Request
-from sweeps.runner import DriverCrashed, _Drive
+from sweeps.runner import _Drive
 from sweeps.stage_job import StageJob
 from sweeps.summary import sweep_state
 from tests.sweeps.driving import Driven, create, driving, trained

@@ -25,12 +25,13 @@ from cluster.resources import GB
 from run_sweep import app
 from search_spaces.seeds import derive_seed
 from sweeps.config import parse_sweep
+from sweeps.creation import create_sweep
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.measured_memory import MEASURED, Need
 from sweeps.probing import Question
 from sweeps.records import Event
-from sweeps.runner import create_sweep, drive
+from sweeps.runner import drive
 
 pytestmark = [
     pytest.mark.ray,
@@ -94,7 +95,7 @@ def measured(question: Question) -> tuple[Future[dict[str, Any]], Callable[[], N
 def test_what_was_measured_decides_where_trainings_run_and_with_how_much(
     tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sweeps.runner.with_memory", with_memory)
+    monkeypatch.setattr("sweeps.machine.with_memory", with_memory)
     monkeypatch.setattr("sweeps.probing.measure.__defaults__", (measured,))
     config = parse_sweep(DOCUMENT)
     folder = SweepFolder(tmp_path, "measured")

@@ -18,11 +18,11 @@ from search_spaces.errors import ConfigError, ConfigurationChanged, ModelError
 from sweeps.changes import plan_change
 from sweeps.config import SweepConfig, parse_sweep, read_sweep
 from sweeps.folder import SweepFolder
+from sweeps.images import load_data
 from sweeps.parents import booked, children_of, count_siblings
 from sweeps.plan import describe, render
 from sweeps.prefetch import check_fit, stage_weights
 from sweeps.records import State, TrialRecord
-from sweeps.runner import load_data
 from sweeps.scale import shrink
 from tests.sweeps import ledgers
 from trainables.config import TrialConfig

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 
 import run_sweep
 from search_spaces.errors import ConfigError, ModelError
-from sweeps import runner
+from sweeps import creation, runner
 from sweeps.commands import opening
 from sweeps.config import parse_sweep, read_sweep
 from sweeps.folder import SweepFolder
@@ -230,7 +230,7 @@ def test_weights_that_do_not_fit_stop_a_launch(tmp_path: Path, monkeypatch: pyte
     assert [item.what for item in stage(fitting, print)] == ["weights", "data set digits"]
     wider = sweep(model={**MODEL, "embed_dim": 48, "weights": str(tmp_path / "w.safetensors")})
     with pytest.raises(ModelError, match="differently shaped"):
-        runner.create_sweep(wider, SweepFolder(tmp_path / "runs", "s"), print)
+        creation.create_sweep(wider, SweepFolder(tmp_path / "runs", "s"), print)
     assert not (tmp_path / "runs").exists()
 
 
