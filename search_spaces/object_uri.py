@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,9 @@ class ObjectUri:
         """
         scheme, _, _ = text.partition("://")
         if scheme not in OPTIONS or "://" not in text:
-            raise ValueError(f"it should begin with {' or '.join(f'{name}://' for name in OPTIONS)}; found another")
+            begins = re.match(r"[a-z0-9]*:?/*", text)
+            found = f"{begins[0]}…" if begins else ""
+            raise ValueError(f"it should begin with {' or '.join(f'{name}://' for name in OPTIONS)}; found {found!r}")
         parts = urlsplit(text)
         if "@" in parts.netloc:
             raise ValueError("keys belong into the environment (AWS_ACCESS_KEY_ID …) or the machine's role; found one")

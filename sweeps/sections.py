@@ -26,6 +26,7 @@ from search_spaces.errors import Problem
 from search_spaces.object_uri import ObjectUri
 from search_spaces.space import Space
 from sweeps.folder import NAME_PATTERN, NAME_RULE
+from sweeps.yaml_source import long_form
 from trainables.attack import Surrogate, Threat
 from trainables.config import AttackConfig, MonitorConfig, TrainingConfig, attack_config_type
 
@@ -86,7 +87,7 @@ class SearchSection(Config):
     @model_validator(mode="before")
     @classmethod
     def _a_name_is_the_sampler(cls, value: Any) -> Any:
-        return {"sampler": value} if isinstance(value, str) else value
+        return long_form("search", value)
 
     @field_validator("allocation")
     @classmethod
@@ -164,7 +165,9 @@ class ResourcesSection(_Claim):
     @model_validator(mode="before")
     @classmethod
     def _auto_is_all_defaults(cls, value: Any) -> Any:
-        return {} if value == "auto" else value
+        if isinstance(value, str) and value != "auto":
+            raise ValueError("it should be auto, which is all defaults, or a mapping")
+        return long_form("resources", value)
 
     @property
     def threads(self) -> int:

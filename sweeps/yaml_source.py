@@ -216,6 +216,8 @@ def _assign(document: dict[str, Any], path: Path, value: Any) -> None:
     for part, following in itertools.pairwise(path):
         _check_step(here, part)
         below = here.setdefault(part, None) if isinstance(here, dict) else here[part]
+        if here is document:
+            below = here[part] = long_form(str(part), below)
         if below is None and isinstance(following, str):
             here[part] = {}
         elif isinstance(below, str) and below == following:
@@ -223,6 +225,14 @@ def _assign(document: dict[str, Any], path: Path, value: Any) -> None:
         here = here[part]
     _check_step(here, path[-1])
     here[path[-1]] = value
+
+
+def long_form(section: str, value: Any) -> Any:
+    """Return the mapping that a section stands for which is written as one word: ``search: grid``, ``resources: auto``;
+    anything else as it is."""
+    if section == "search" and isinstance(value, str):
+        return {"sampler": value}
+    return {} if section == "resources" and value == "auto" else value
 
 
 def _check_step(here: Any, part: str | int) -> None:

@@ -32,7 +32,8 @@ def test_a_name_is_joined_before_the_options() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("runs/objects", "begin with s3:// or gs://"),
+        ("runs/objects", "begin with s3:// or gs://; found 'runs/…'"),
+        ("s3:/bucket", "found 's3:/…'"),
         ("s3:bucket", "begin with s3://"),
         ("ftp://bucket/a", "begin with s3://"),
         ("s3://", "found no bucket"),

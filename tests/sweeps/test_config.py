@@ -350,6 +350,7 @@ def test_an_ordinary_name_is_accepted(name: str) -> None:
         ({"search": {"trials": 0}}, "search.trials", "found 0"),
         ({"search": {"sampler": "tpee"}}, "search.sampler", "Did you mean 'tpe'?"),
         ({"search": {"known": [3]}}, "search.known[0]", "found 3"),
+        ({"resources": "aut"}, "resources", "auto, which is all defaults, or a mapping; found 'aut'"),
         ({"resources": {"concurrent": 0}}, "resources.concurrent", "auto or a whole number"),
         ({"resources": {"gpus": -1}}, "resources.gpus", "auto or a number"),
         ({"resources": {"cpus": 0}}, "resources.cpus", "greater than 0"),

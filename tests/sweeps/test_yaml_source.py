@@ -176,6 +176,12 @@ def test_an_override_opens_a_bare_name_and_an_empty_section() -> None:
     assert changed == {"attacks": {"stages": [{"pgd": {"steps": 3}}, {"autoattack": {"steps": 10}}]}}
 
 
+def test_an_override_goes_into_a_section_that_is_written_as_one_word() -> None:
+    document = {"search": "grid", "resources": "auto"}
+    changed = set_in(document, "search.trials=3", "resources.evaluation.workers=2")
+    assert changed == {"search": {"sampler": "grid", "trials": 3}, "resources": {"evaluation": {"workers": 2}}}
+
+
 def test_the_value_of_an_override_is_yaml_and_may_hold_an_equals_sign() -> None:
     assert set_in({}, "a=[1, {b: 2/255}]", "c=", "d=x=y", "e='3'") == {
         "a": [1, {"b": "2/255"}],
