@@ -11,7 +11,7 @@ from cluster.resources import ATTACK, TRAINING, Shares, as_told
 from cluster.room import Grant, Room
 from sweeps.measured_memory import Needs
 from sweeps.memory_classes import MemoryClass
-from sweeps.sections import ResourcesSection
+from sweeps.resources_section import ResourcesSection
 
 MOST_AT_ONCE = 10_000
 """A cluster whose cores nobody counted has room for any number of trainings without GPUs."""

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sweeps.attack_section import AttackPlan, Stage
 from sweeps.records import LAUNCHED, PlannedStage, Split
-from sweeps.sections import AttackPlan, Stage
 from sweeps.yaml_source import read_yaml
 from trainables.attack import Part
 from trainables.registry import find

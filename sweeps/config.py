@@ -20,29 +20,24 @@ from search_spaces.domains import Domain, Scalar, Suggests
 from search_spaces.errors import ConfigError, Problem
 from search_spaces.space import Space
 from sweeps.attack_plan import fill_in
+from sweeps.attack_section import AttackPlan, Stage, TestPlan
 from sweeps.differences import configuration_diff
+from sweeps.entries import GivenParent, MethodEntry, ParentEntry, TrainedParent
+from sweeps.failures_section import FailuresSection
 from sweeps.grid import Grid, build_grid
 from sweeps.known import Parameter, fix_params, list_parameters, searched_domains
 from sweeps.published import PUBLISHED, SOURCE, without_figures
 from sweeps.reading import Sections, read_sections
+from sweeps.resources_section import ResourcesSection
 from sweeps.rules import cross_problems
 from sweeps.scale import Scale, shrink
 from sweeps.sections import (
     DEFAULT_TRIALS,
-    AttackPlan,
     ConfirmsSection,
-    FailuresSection,
-    GivenParent,
     LedgerSection,
-    MethodEntry,
-    ParentEntry,
-    ResourcesSection,
     SearchSection,
-    Stage,
     StorageSection,
-    TestPlan,
     TrackingSection,
-    TrainedParent,
 )
 from sweeps.trained_parents import Parent, number_parents
 from sweeps.yaml_source import Source, apply_overrides, read_document

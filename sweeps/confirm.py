@@ -15,6 +15,7 @@ from typing import Any
 from search_spaces.config import digest_of
 from search_spaces.errors import ConfigError, ConfigurationChanged, Problem, SweepError, SweepExists
 from search_spaces.seeds import derive_seed
+from sweeps.attack_section import AttackPlan
 from sweeps.changes import Change, plan_change
 from sweeps.config import SweepConfig, parse_sweep
 from sweeps.confirm_cost import SUGGESTED_SEEDS, cost_in_words, default_name
@@ -24,7 +25,7 @@ from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.reading import DEFAULT_METHODS
 from sweeps.records import IMPORTED, SweepRecord, TrialRecord
-from sweeps.sections import AttackPlan, ConfirmsSection
+from sweeps.sections import ConfirmsSection
 from sweeps.snapshot import Snapshot
 from sweeps.study import trial_seed
 from sweeps.summary import sweep_state

@@ -27,6 +27,7 @@ from sweeps.cascade import Target, is_through
 from sweeps.config import AttackPlan, SweepConfig, parse_sweep, with_absolute_paths
 from sweeps.creation import create_ledger
 from sweeps.evaluation import EvaluationPool
+from sweeps.failures_section import FailuresSection
 from sweeps.folder import NAME_PATTERN, NAME_RULE, SweepFolder
 from sweeps.halt import Halt
 from sweeps.images import load_data
@@ -39,7 +40,6 @@ from sweeps.reading import read_attacks
 from sweeps.records import IMPORTED, LAUNCHED, PlannedStage, Split, State, TrialRecord
 from sweeps.rules import attack_problems
 from sweeps.runner import POLL_S
-from sweeps.sections import FailuresSection
 from sweeps.signals import handled_signals
 from sweeps.stage_job import StageJob, StageOutcome
 from sweeps.stage_life import adopt, is_last_of_column, start, try_again

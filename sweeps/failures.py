@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from search_spaces.errors import has_hung, ran_out_of_memory
-from sweeps.sections import FailurePolicy, FailuresSection, MemoryPolicy
+from sweeps.failures_section import FailurePolicy, FailuresSection, MemoryPolicy
 
 TrainingFailure = Literal["crash", "node", "memory", "hang", "nan", "exception", "checkpoint"]
 KINDS = (*get_args(TrainingFailure), "attack")

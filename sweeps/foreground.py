@@ -13,11 +13,11 @@ from search_spaces.errors import ConfigError, Problem
 from sweeps.attack_plan import planned_stages
 from sweeps.cascade import left_standing
 from sweeps.config import AttackPlan, SweepConfig
+from sweeps.entries import GivenParent
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.parent_life import given_file, trained_file
 from sweeps.records import StageRecord
-from sweeps.sections import GivenParent
 from sweeps.stage_job import StageJob, judge_here
 from sweeps.trained_parents import Parent
 from trainables.config import TrialConfig

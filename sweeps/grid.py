@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from search_spaces.domains import Choice, Domain, IntRange, Scalar
+from sweeps.entries import MethodEntry
 from sweeps.known import Parameter, fix_params
-from sweeps.sections import MethodEntry, SearchSection
+from sweeps.sections import SearchSection
 
 _END = object()
 

@@ -17,17 +17,13 @@ from typing import Any, get_args, get_origin
 
 from search_spaces.config import Config, value_types
 from search_spaces.domains import Domain
+from sweeps.attack_section import AttackSection, TestSection
+from sweeps.entries import ParentSection
 from sweeps.folder import NAME_PATTERN
 from sweeps.parent_reading import PARENT_NAME
 from sweeps.reading import COLUMN_NAME
-from sweeps.sections import (
-    AttackSection,
-    GeneralSections,
-    ParentSection,
-    ResourcesSection,
-    SearchSection,
-    TestSection,
-)
+from sweeps.resources_section import ResourcesSection
+from sweeps.sections import GeneralSections, SearchSection
 from trainables.attack import Surrogate, Threat
 from trainables.config import DataConfig, ModelConfig, TrainingConfig
 from trainables.registry import Kind, built_in_names, find

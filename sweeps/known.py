@@ -10,8 +10,8 @@ from search_spaces.domains import Choice, Domain, Scalar
 from search_spaces.errors import Problem
 from search_spaces.problems import did_you_mean
 from search_spaces.space import Space
+from sweeps.entries import MethodEntry
 from sweeps.published import without_figures
-from sweeps.sections import MethodEntry
 
 
 @dataclass(frozen=True)

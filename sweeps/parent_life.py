@@ -6,11 +6,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import ParentError
+from sweeps.entries import GivenParent
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.parents import called, parent_of
 from sweeps.records import State, TrialRecord
-from sweeps.sections import GivenParent
 from sweeps.snapshot import last_line
 from sweeps.trained_parents import Parent
 from trainables.parent import ParentFile

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from search_spaces.errors import Problem
 from search_spaces.problems import Path, problems_of, validate
 from search_spaces.space import Space, read_space
-from sweeps.sections import GivenParent, MethodEntry, ParentEntry, ParentSection, TrainedParent
+from sweeps.entries import GivenParent, MethodEntry, ParentEntry, ParentSection, TrainedParent
 from sweeps.stack_reading import read_stack
 from trainables.config import TrainingConfig, label_of
 from trainables.parent import sha256_of

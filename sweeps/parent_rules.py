@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from search_spaces.errors import Problem
 from search_spaces.problems import did_you_mean
+from sweeps.entries import TrainedParent
 from sweeps.reading import Sections
-from sweeps.sections import TrainedParent
 from trainables.registry import find
 
 

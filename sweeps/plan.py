@@ -11,12 +11,13 @@ from rich.table import Table
 from cluster.packing import Node
 from sweeps.config import SweepConfig
 from sweeps.disk import MARGIN_BYTES, free_bytes, in_words
+from sweeps.entries import GivenParent
 from sweeps.folder import DEFAULT_STORAGE
 from sweeps.forecast import Plan, StageFigures, describe
 from sweeps.measured_memory import Needs
 from sweeps.plan_packing import packing_rows
 from sweeps.probing import fitted
-from sweeps.sections import EvaluationResources, GivenParent, ResourcesSection
+from sweeps.resources_section import EvaluationResources, ResourcesSection
 from sweeps.wall_time import Measured, conditions, estimate
 from sweeps.wall_time import in_words as duration
 from trainables.attack import Threat

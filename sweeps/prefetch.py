@@ -14,8 +14,8 @@ from typing import Any
 from search_spaces.domains import thin
 from search_spaces.errors import ModelError, ParentChanged
 from sweeps.config import SweepConfig
+from sweeps.entries import GivenParent
 from sweeps.rules import MAX_MODELS
-from sweeps.sections import GivenParent
 from trainables import hub
 from trainables.config import ModelConfig
 from trainables.dataset import Dataset, Splits

@@ -21,7 +21,7 @@ from sweeps.config import SweepConfig
 from sweeps.measured_memory import Need, Needs, Purpose
 from sweeps.memory_classes import MemoryClass, attack_classes, classes_of
 from sweeps.records import PlannedStage
-from sweeps.sections import ResourcesSection
+from sweeps.resources_section import ResourcesSection
 from trainables.config import TrialConfig
 
 LONGEST_S = 180.0

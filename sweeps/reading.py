@@ -11,8 +11,10 @@ from search_spaces.config import Config
 from search_spaces.errors import Problem, SweepError
 from search_spaces.problems import Path, unknown_key, validate
 from search_spaces.space import Space, read_space
+from sweeps.attack_section import AttackPlan, AttackSection, Stage, TestPlan
+from sweeps.entries import MethodEntry, ParentEntry
 from sweeps.parent_reading import read_parents
-from sweeps.sections import AttackPlan, AttackSection, GeneralSections, MethodEntry, ParentEntry, Stage, TestPlan
+from sweeps.sections import GeneralSections
 from sweeps.stack_reading import find_type, read_entry, read_stack
 from trainables.attack import Surrogate, Threat
 from trainables.config import DataConfig, ModelConfig, TrainingConfig, label_of

@@ -13,23 +13,18 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from search_spaces.config import Config
-from sweeps.sections import (
+from sweeps.attack_section import AttackSection, TestSection
+from sweeps.entries import ParentSection
+from sweeps.failures_section import (
     AttackPolicy,
-    AttackSection,
-    ConfirmsSection,
-    EvaluationResources,
     FailurePolicy,
     FailuresSection,
     MemoryPolicy,
     NodePolicy,
-    ParentSection,
     RepeatedPolicy,
-    ResourcesSection,
-    SearchSection,
-    StorageSection,
-    TestSection,
-    TrackingSection,
 )
+from sweeps.resources_section import EvaluationResources, ResourcesSection
+from sweeps.sections import ConfirmsSection, SearchSection, StorageSection, TrackingSection
 from trainables.config import DataConfig, ModelConfig, MonitorConfig, TrainingConfig
 from trainables.registry import Kind, built_in_names, find
 

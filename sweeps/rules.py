@@ -12,12 +12,13 @@ from search_spaces.domains import thin
 from search_spaces.errors import DataError, ModelError, Problem
 from search_spaces.problems import Path
 from search_spaces.space import Space
+from sweeps.attack_section import AttackPlan, Stage
+from sweeps.entries import MethodEntry, ParentEntry, TrainedParent
 from sweeps.grid import build_grid, discrete_values, open_parameters
 from sweeps.known import Parameter, fix_params, list_parameters
 from sweeps.parent_rules import parent_problems
 from sweeps.published import PUBLISHED, published_problems
 from sweeps.reading import Sections
-from sweeps.sections import AttackPlan, MethodEntry, ParentEntry, Stage, TrainedParent
 from trainables.config import ModelConfig, TrainingConfig
 from trainables.dataset import Splits
 from trainables.hub import has_pretrained

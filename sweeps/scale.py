@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from search_spaces.errors import SweepError
+from sweeps.attack_section import AttackSection
 from sweeps.published import SOURCE, without_figures
-from sweeps.sections import AttackSection
 from trainables.attack import Threat
 from trainables.config import label_of
 from trainables.registry import Kind, find

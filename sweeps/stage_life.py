@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from sweeps.cascade import Target, is_through, stage_job
 from sweeps.failures import after_stage_failure
+from sweeps.failures_section import FailuresSection
 from sweeps.folder import SweepFolder
 from sweeps.ledger import Ledger
 from sweeps.records import PlannedStage, StageRecord
-from sweeps.sections import FailuresSection
 from sweeps.stage_job import StageJob, StageOutcome, started
 
 

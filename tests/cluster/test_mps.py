@@ -13,7 +13,7 @@ import pytest
 
 from cluster import mps as module
 from cluster.mps import LOGS, PIPES, PROGRAM, counts_alike, home_of, mps, variables
-from sweeps.sections import ResourcesSection
+from sweeps.resources_section import ResourcesSection
 
 STUB = """#!{python} -IS
 import os, signal, subprocess, sys, time

@@ -10,7 +10,7 @@ from sweeps.measured_memory import MEASURED, Need, Needs
 from sweeps.memory_classes import MemoryClass
 from sweeps.probing import LEAST_ATTACK_SHARE, fitted
 from sweeps.records import Event
-from sweeps.sections import ResourcesSection
+from sweeps.resources_section import ResourcesSection
 
 SMALL, LARGE = MemoryClass("small", "s", 64), MemoryClass("large", "l", 64)
 

@@ -17,11 +17,11 @@ from cluster.resources import Shares
 from cluster.room import Grant
 from sweeps.admission import Admission
 from sweeps.failures import KINDS, LONGEST_BACKOFF_S, Again, StageAgain, after_failure, after_stage_failure, backoff
+from sweeps.failures_section import FailuresSection
 from sweeps.measured_memory import Needs
 from sweeps.memory_classes import MemoryClass
 from sweeps.records import State
 from sweeps.schema import TRIALS
-from sweeps.sections import FailuresSection
 from sweeps.stage_job import StageJob
 from sweeps.study import TrialState
 from tests.sweeps.driving import DOCUMENT, Driven, create, driving, settle, train_all, trained

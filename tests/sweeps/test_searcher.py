@@ -18,8 +18,8 @@ from sweeps.folder import SweepFolder
 from sweeps.halt import Halt
 from sweeps.measured_memory import Needs
 from sweeps.records import State
+from sweeps.resources_section import ResourcesSection
 from sweeps.searcher import WAITS_S, HaltStopper, Hooks, LedgerSearcher
-from sweeps.sections import ResourcesSection
 from tests.sweeps.driving import Driven, create, driving, trained
 from trainables.tune import Report, TrainingJob
 
