@@ -379,7 +379,8 @@ class _Drive:
             return
         closing = "KILLED" if self.halt else None
         if not mirror.stop(closing, timeout_s=4.0 if self.halt else 60.0) and not self.halt.lost:
-            self.console.print(f"MLflow is behind: `{self.folder.command('sync')}` completes it later.", style="yellow")
+            text = f"MLflow is behind: `{self.folder.command('sync')}` completes it later."
+            self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_line(console: Console, text: str) -> None:

@@ -19,7 +19,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 def signal_received(halt: Halt, console: Console, folder: SweepFolder) -> None:
     """First signal: stop soon, everything kept. Second: now."""
     if halt.requested:
-        console.print(f"\nstopped at once. {folder.resume_command}", highlight=False)
+        text = f"\nstopped at once. {folder.resume_command}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
         os._exit(INTERRUPTED)
     halt.requested = True
     console.print("\nstopping; once more stops at once.", highlight=False)

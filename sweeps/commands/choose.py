@@ -11,7 +11,7 @@ import typer
 from search_spaces.errors import ConfigError, Problem, SweepError
 from search_spaces.imports import quick_imports
 from sweeps.commands.arguments import RUNS, Address, Name, Number, Overrides, Storage
-from sweeps.commands.opening import drive_on, open_sweep, out, print_line
+from sweeps.commands.opening import drive_on, open_sweep, out, print_line, print_sweep
 from sweeps.exit_codes import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def confirm(
         from sweeps.confirm import prepare
 
     prepared = prepare(open_sweep(name, storage)[0], seeds=seeds, wanted=trials, name=as_, say=print_line)
-    out.print(f"sweep [bold]{prepared.folder.name}[/bold] in {prepared.folder.root}", highlight=False)
+    print_sweep(prepared.folder)
     drive_on(prepared.folder, address, None, change=prepared.change)
 
 
@@ -171,7 +171,7 @@ def _evaluate_checkpoint(
     folder = SweepFolder(storage.resolve(), name or checkpoint.stem)
     document = checkpoint_document(checkpoint, plan, model, overrides)
     import_sweep({**document, "name": folder.name}, checkpoint, folder, print_line)
-    out.print(f"sweep [bold]{folder.name}[/bold] in {folder.root}", highlight=False, soft_wrap=True)
+    print_sweep(folder)
     drive_on(folder, address, None)
 
 

@@ -49,6 +49,13 @@ def open_sweep(name: str, storage: Path) -> tuple[SweepFolder, Ledger]:
     return folder, Ledger.at(folder.ledger)
 
 
+def print_sweep(folder: SweepFolder) -> None:
+    """Print which sweep begins, and where it is."""
+    from rich.text import Text
+
+    out.print(Text.assemble("sweep ", (folder.name, "bold"), f" in {folder.root}"), soft_wrap=True)
+
+
 def print_line(text: str) -> None:
     """Print text as it is, not wrapped."""
     out.print(text, markup=False, highlight=False, soft_wrap=True)

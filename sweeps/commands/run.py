@@ -11,7 +11,7 @@ import typer
 from search_spaces.errors import ConfigError, Problem
 from search_spaces.imports import quick_imports
 from sweeps.commands.arguments import RUNS, Address, File, Name, Overrides, Scale, Storage, Total
-from sweeps.commands.opening import drive_on, open_sweep, out, print_line, read
+from sweeps.commands.opening import drive_on, open_sweep, out, print_line, print_sweep, read
 
 app = typer.Typer()
 PANEL = "Run"
@@ -120,7 +120,7 @@ def launch(
     folder = SweepFolder(storage.resolve(), name if name is not None else config.name or file.stem)
     require_machine(config, address)
     create_sweep(config, folder, print_line, prior or ())
-    out.print(f"sweep [bold]{folder.name}[/bold] in {folder.root}", highlight=False, soft_wrap=True)
+    print_sweep(folder)
     drive_on(folder, address, None)
 
 

@@ -89,7 +89,7 @@ def logs(
         sys.stdout.flush()
     if record.error:
         out.print(f"[red]{record.error_kind}[/red]")
-        out.print(record.error, markup=False, highlight=False)
+        out.print(record.error, markup=False, highlight=False, soft_wrap=True)
 
 
 def _number_of(ledger: Ledger, which: str) -> int:
@@ -229,4 +229,4 @@ def gc(
     elif yes:
         out.print(f"removed {total}.", highlight=False)
     else:
-        out.print(f"{total} could go: {folder.command('gc')}{' --weights' if weights else ''} --yes", highlight=False)
+        print_line(f"{total} could go: {folder.command('gc')}{' --weights' if weights else ''} --yes")
