@@ -13,7 +13,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 # twenty kills: `make chaos SEED=7 STORMS=1`
 chaos: $(READY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import socket
@@ -40,22 +41,20 @@ def closed(count: int) -> Callable[[Ledger], bool]:
 
 @pytest.mark.parametrize("away", ["at the start", "in the middle", "at the end", "hanging"])
 def test_a_sweep_does_not_miss_its_server_and_sync_completes_it_once(tmp_path: Path, server: Server, away: str) -> None:
-    silent = None
-    if away == "hanging":
-        silent = socket.create_server(("127.0.0.1", server.port))  # takes connections and never answers
-    elif away != "at the start":
-        server.start()
-    driver = launch(tmp_path, *SHORT, f"tracking.uri={server.address}")
-    if away in ("in the middle", "at the end"):
-        count = 1 if away == "in the middle" else TRIALS
-        driver.wait_until(ledger_says(tmp_path, closed(count)))
-        server.kill()
-    assert driver.wait() == 0, driver.text()
+    with contextlib.ExitStack() as meanwhile:
+        if away == "hanging":  # takes connections and never answers
+            meanwhile.enter_context(socket.create_server(("127.0.0.1", server.port)))
+        elif away != "at the start":
+            server.start()
+        driver = launch(tmp_path, *SHORT, f"tracking.uri={server.address}")
+        if away in ("in the middle", "at the end"):
+            count = 1 if away == "in the middle" else TRIALS
+            driver.wait_until(ledger_says(tmp_path, closed(count)))
+            server.kill()
+        assert driver.wait() == 0, driver.text()
     told = re.search(r"MLflow is behind: `python run_sweep\.py (.*)` completes it later\.", driver.text())
     assert told is not None, driver.text()
     assert_nothing_waited(tmp_path)
-    if silent is not None:
-        silent.close()
     refused = sync(tmp_path)
     assert refused.wait() == 2, refused.text()
     assert "MLflow is not up to date" in refused.text()
