@@ -15,6 +15,7 @@ from search_spaces.storage import storage_problem
 from sweeps.commands import choose, clusters, run, see, steer
 from sweeps.commands.opening import err, is_driver_failure
 from sweeps.exit_codes import BAD_INPUT, DRIVER_FAILED
+from sweeps.lines import print_as_is
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,13 +35,13 @@ def _clear_errors() -> Iterator[None]:
     try:
         yield
     except SweepError as error:
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True, style="red")
+        print_as_is(err, str(error), "red")
         sys.exit(DRIVER_FAILED if is_driver_failure(error) else BAD_INPUT)
     except Exception as error:
         text = _storage_text(error)
         if not text:
             raise
-        err.print(text, markup=False, highlight=False, soft_wrap=True, style="red")
+        print_as_is(err, text, "red")
         sys.exit(DRIVER_FAILED)
 
 

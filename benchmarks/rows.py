@@ -27,17 +27,13 @@ def measured(
     Args: at_most, at_least: the target, one of them or none; peer: what stands beside it.
     """
     value = statistics.median(values)
-    target, met = None, None
-    if at_most is not None:
-        target, met = f"<= {at_most:g}", value <= at_most
-    elif at_least is not None:
-        target, met = f">= {at_least:g}", value >= at_least
+    met = value <= at_most if at_most is not None else None if at_least is None else value >= at_least
     return {
         "id": identity,
         "value": round(value, 3),
         "spread": [round(min(values), 3), round(max(values), 3)],
         "unit": unit,
-        "target": target,
+        "target": _target(at_most, at_least),
         "met": met,
         "peer": peer,
         "command": command,
@@ -54,14 +50,19 @@ def not_measured(
     at_least: float | None = None,
 ) -> Row:
     """Return the row of a figure that needs what this machine does not have; the reason stands in `peer`."""
-    target = f"<= {at_most:g}" if at_most is not None else None if at_least is None else f">= {at_least:g}"
     return {
         "id": identity,
         "value": None,
         "spread": None,
         "unit": unit,
-        "target": target,
+        "target": _target(at_most, at_least),
         "met": None,
         "peer": f"not measured: {reason}",
         "command": command,
     }
+
+
+def _target(at_most: float | None, at_least: float | None) -> str | None:
+    if at_most is not None:
+        return f"<= {at_most:g}"
+    return None if at_least is None else f">= {at_least:g}"

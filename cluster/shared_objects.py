@@ -7,24 +7,30 @@ driver looks for the answer.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
 from pathlib import Path
 
-from cluster.every_node import PATIENCE_S, Answer, EveryNode, NodeCheck
+from cluster.every_node import PATIENCE_S, EveryNode
 from cluster.object_store import ObjectStore
-from cluster.shared_storage import CHALLENGE, SharedStorage
-from search_spaces.errors import ObjectStoreError, StorageNotShared
+from cluster.shared_storage import CHALLENGE, SharedStorage, StorageCheck
+from search_spaces.errors import ObjectStoreError
 from search_spaces.object_uri import ObjectUri
 
 
-class SharedObjects(NodeCheck):
-    """Every node reads, writes, lists and deletes there; StorageNotShared names the first that does not."""
+class SharedObjects(StorageCheck):
+    """Every node reads, writes, lists and deletes there."""
+
+    unseen = "wrote an object that is not seen here"
+    message = (
+        "node {node} does not share {place}: it {what}. Every node needs the same server under the same address, and "
+        "credentials (AWS_ACCESS_KEY_ID … in its environment, or the machine's role) that may put, get, list and "
+        "delete there: give it those, or take the node out of the cluster."
+    )
 
     def __init__(self, place: ObjectUri, patience_s: float = PATIENCE_S) -> None:
         """Args: place: of the sweep; objects for the probes are made there, and removed by `close`."""
-        self._sweep = place
-        self._place = place.joined(f".shared.{uuid.uuid4().hex[:8]}")
-        self._store = ObjectStore(self._place)
+        self.place = place
+        self._probes = place.joined(f".shared.{uuid.uuid4().hex[:8]}")
+        self._store = ObjectStore(self._probes)
         self._word = uuid.uuid4().hex.encode()
         self._has_asked = False
         super().__init__(EveryNode(answer_objects, self._challenge, patience_s=patience_s))
@@ -39,19 +45,10 @@ class SharedObjects(NodeCheck):
         if not self._has_asked:
             self._store.put_object(CHALLENGE, self._word)
             self._has_asked = True
-        return str(self._place), node
+        return str(self._probes), node
 
-    def _judge(self, answers: Iterable[Answer]) -> None:
-        for answer in answers:
-            what = answer.problem or answer.value
-            if what or self._store.read(answer.identity) != self._word:
-                self.close()
-                raise StorageNotShared(
-                    f"node {answer.node} does not share {self._sweep}: it "
-                    f"{what or 'wrote an object that is not seen here'}. Every node needs the same server under the "
-                    "same address, and credentials (AWS_ACCESS_KEY_ID … in its environment, or the machine's role) "
-                    "that may put, get, list and delete there: give it those, or take the node out of the cluster."
-                )
+    def _has_answered(self, node: str) -> bool:
+        return self._store.read(node) == self._word
 
 
 def answer_objects(place: str, name: str) -> str:
@@ -72,7 +69,7 @@ def answer_objects(place: str, name: str) -> str:
         return f"is refused there ({error})"
 
 
-def storage_check(folder: Path, objects: ObjectUri | None) -> SharedStorage | SharedObjects:
+def storage_check(folder: Path, objects: ObjectUri | None) -> StorageCheck:
     """Return what asks the nodes about a sweep's storage. Args: folder: for probes; objects: instead of it, if any."""
     return SharedStorage(folder) if objects is None else SharedObjects(objects)
 

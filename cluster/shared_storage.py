@@ -9,50 +9,74 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
 from cluster.every_node import PATIENCE_S, Answer, EveryNode, NodeCheck
 from search_spaces.errors import StorageNotShared
+from search_spaces.object_uri import ObjectUri
 
 CHALLENGE = "driver"
 
 
-class SharedStorage(NodeCheck):
-    """Every node reads, writes and renames in the folder; StorageNotShared names the first that does not."""
+class StorageCheck(NodeCheck):
+    """Every node copies what the driver wrote at a place; StorageNotShared names the first whose copy is not seen."""
 
-    def __init__(self, folder: Path, patience_s: float = PATIENCE_S) -> None:
-        """Args: folder: of the sweep; a folder for the probes is made in it, and removed by `close`."""
-        self._folder = folder
-        self._place = folder / f".shared.{uuid.uuid4().hex[:8]}"
-        self._word = uuid.uuid4().hex
-        super().__init__(EveryNode(answer_probe, self._challenge, patience_s=patience_s))
+    place: Path | ObjectUri
+    """Of the sweep."""
+    unseen: str
+    """What the error says of a node whose copy is not there."""
+    message: str
+    """Of the error, with the fields node, place and what."""
 
+    @abstractmethod
     def close(self) -> None:
         """Remove the probes."""
-        shutil.rmtree(self._place, ignore_errors=True)
 
-    def _challenge(self, node: str) -> tuple[str, str]:
-        if not self._place.exists():
-            self._place.mkdir(parents=True)
-            (self._place / CHALLENGE).write_text(self._word)
-        return str(self._place), node
+    @abstractmethod
+    def _has_answered(self, node: str) -> bool:
+        """Whether that node's copy is seen here. Args: node: Ray's id of it."""
 
     def _judge(self, answers: Iterable[Answer]) -> None:
         for answer in answers:
             what = answer.problem or answer.value
             if what or not self._has_answered(answer.identity):
                 self.close()
-                raise StorageNotShared(
-                    f"node {answer.node} does not share {self._folder}: it "
-                    f"{what or 'wrote a file that is not seen here'}. Every node needs the same folder under the same "
-                    "path (NFS, Lustre, a shared volume): choose one with --storage, mount it on that node, or take "
-                    "the node out of the cluster."
-                )
+                text = self.message.format(node=answer.node, place=self.place, what=what or self.unseen)
+                raise StorageNotShared(text)
 
-    def _has_answered(self, file: str) -> bool:
+
+class SharedStorage(StorageCheck):
+    """Every node reads, writes and renames in the folder."""
+
+    unseen = "wrote a file that is not seen here"
+    message = (
+        "node {node} does not share {place}: it {what}. Every node needs the same folder under the same path (NFS, "
+        "Lustre, a shared volume): choose one with --storage, mount it on that node, or take the node out of the "
+        "cluster."
+    )
+
+    def __init__(self, folder: Path, patience_s: float = PATIENCE_S) -> None:
+        """Args: folder: of the sweep; a folder for the probes is made in it, and removed by `close`."""
+        self.place = folder
+        self._probes = folder / f".shared.{uuid.uuid4().hex[:8]}"
+        self._word = uuid.uuid4().hex
+        super().__init__(EveryNode(answer_probe, self._challenge, patience_s=patience_s))
+
+    def close(self) -> None:
+        """Remove the probes."""
+        shutil.rmtree(self._probes, ignore_errors=True)
+
+    def _challenge(self, node: str) -> tuple[str, str]:
+        if not self._probes.exists():
+            self._probes.mkdir(parents=True)
+            (self._probes / CHALLENGE).write_text(self._word)
+        return str(self._probes), node
+
+    def _has_answered(self, node: str) -> bool:
         try:
-            return (self._place / file).read_text() == self._word
+            return (self._probes / node).read_text() == self._word
         except OSError:
             return False
 

@@ -33,8 +33,8 @@ class ObjectUri:
         """
         scheme, _, _ = text.partition("://")
         if scheme not in OPTIONS or "://" not in text:
-            begins = re.match(r"[a-z0-9]*:?/*", text)
-            found = f"{begins[0]}…" if begins else ""
+            begins = re.match(r"[a-z0-9]*(:/*|/+)(?!.*@)", text)  # where there is an @, what stands before it is a key
+            found = f"{begins[0]}…" if begins else "…"
             raise ValueError(f"it should begin with {' or '.join(f'{name}://' for name in OPTIONS)}; found {found!r}")
         parts = urlsplit(text)
         if "@" in parts.netloc:

@@ -9,6 +9,7 @@ from sweeps.confirmation_view import confirmation_sentences, confirmation_table,
 from sweeps.folder import SweepFolder
 from sweeps.gains import gain_sentence
 from sweeps.ledger import Ledger
+from sweeps.lines import print_as_is
 from sweeps.records import IMPORTED
 from sweeps.report import read_report, write_report
 from sweeps.snapshot import Snapshot
@@ -90,4 +91,4 @@ def print_tracking(console: Console, folder: SweepFolder, ledger: Ledger, base: 
 
 def print_line(console: Console, name: str, text: str) -> None:
     """Print "name: text" with the texts aligned and not wrapped."""
-    console.print(f"{name + ':':<20}{text}", soft_wrap=True, markup=False, highlight=False)
+    print_as_is(console, f"{name + ':':<20}{text}")

@@ -18,7 +18,7 @@ from sweeps.attack_plan import planned_stages
 from sweeps.config import SweepConfig
 from sweeps.disk import require_writable
 from sweeps.folder import SweepFolder
-from sweeps.images import kept_data
+from sweeps.images import load_data
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger, pointer
 from sweeps.provenance import describe_environment
@@ -50,7 +50,7 @@ def create_sweep(
             f"sweep {folder.name!r} exists in {folder.storage}. To go on with it: {folder.resume_command}"
         )
     stage(config, say)
-    splits = kept_data(config)
+    splits = load_data(config, keep=True)  # the driver that this process becomes asks again
     for note in check_fit(config, splits):
         say(note)
     problems = list(data_problems(config.attacks, config.training, splits, config.parents))

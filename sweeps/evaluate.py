@@ -17,8 +17,6 @@ from rich.console import Console
 
 from cluster.connect import connect, prepare_environment
 from cluster.object_store import require_objects
-from cluster.packing import Node
-from cluster.resources import Shares
 from cluster.shared_objects import require_storage
 from cluster.versions import SameEnvironment
 from search_spaces.errors import ConfigError, Problem, SweepError, SweepExists
@@ -35,7 +33,6 @@ from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.machine import enough, known_nodes
 from sweeps.measured_memory import MEASURED, Needs
-from sweeps.probing import fitted
 from sweeps.reading import read_attacks
 from sweeps.records import IMPORTED, LAUNCHED, PlannedStage, Split, State, TrialRecord
 from sweeps.rules import attack_problems
@@ -178,13 +175,7 @@ class _Work:
         if self.folder.objects is not None:
             require_objects(self.folder.objects)
         needs = Needs.read(self.ledger.driver_events(MEASURED))
-
-        def plan(nodes: Sequence[Node]) -> Shares:
-            known = known_nodes(config, nodes)
-            enough(config, known)
-            return fitted(config.resources, known, needs)
-
-        shares = connect(address, plan, self.folder.log)
+        shares = connect(address, lambda nodes: enough(config, known_nodes(config, nodes), needs), self.folder.log)
         try:
             if address is not None:
                 SameEnvironment(config.plugins).require()

@@ -11,14 +11,16 @@ from cluster.packing import Node
 from cluster.resources import Shares
 from search_spaces.errors import ConfigError
 from sweeps.config import SweepConfig
+from sweeps.measured_memory import Needs
+from sweeps.probing import fitted
 
 
-def enough(config: SweepConfig, nodes: Sequence[Node]) -> Shares:
+def enough(config: SweepConfig, nodes: Sequence[Node], needs: Needs | None = None) -> Shares:
     """Return who gets how much of these nodes; ConfigError if one training has no room there, for which Ray would wait
-    for ever."""
+    for ever. Args: needs: what was measured, if anything."""
     if problems := config.resources.problems(nodes):
         raise ConfigError(problems)
-    return config.resources.shares(nodes)
+    return fitted(config.resources, nodes, needs or Needs())
 
 
 def known_nodes(config: SweepConfig, nodes: Sequence[Node], before: Sequence[Node] = ()) -> Sequence[Node]:

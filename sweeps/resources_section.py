@@ -111,8 +111,7 @@ class ResourcesSection(_Claim):
     @property
     def asks_for_gpus(self) -> bool:
         """Whether anything but auto is asked for, which a machine may lack."""
-        each = (self, self.evaluation)
-        return any(one.gpus != "auto" or one.memory_gb is not None for one in each)
+        return not (self.is_measured and self.evaluation.is_measured)
 
     @property
     def asks_for_memory(self) -> bool:

@@ -35,6 +35,7 @@ from sweeps.halt import Halt
 from sweeps.images import hold_images
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
+from sweeps.lines import print_as_is
 from sweeps.live_state import PoolState
 from sweeps.machine import enough, known_nodes
 from sweeps.progress import Progress
@@ -78,7 +79,7 @@ def drive(
     prepare_environment()  # before anything imports Ray
     halt = Halt()
     try:
-        lease = Lease(ledger, on_lost=halt.lose, take_over=take_over, say=lambda text: _print_line(console, text))
+        lease = Lease(ledger, on_lost=halt.lose, take_over=take_over, say=lambda text: print_as_is(console, text))
         with lease, handled_signals(halt, console, folder):
             if trials is not None and trials > ledger.sweep().requested:
                 ledger.raise_total(trials)
@@ -87,10 +88,10 @@ def drive(
                 console.print("changed and recorded:\n" + "\n".join(f"  {line}" for line in change.lines), markup=False)
             if keep_copy(ledger, folder) and change is None:
                 hint = f"what is to change is given as {folder.resume_command} FILE"
-                _print_line(console, f"{folder.config.name} was not what the sweep runs and is written again; {hint}")
+                print_as_is(console, f"{folder.config.name} was not what the sweep runs and is written again; {hint}")
             for place in unreadable(folder.requests):
-                _print_line(console, f"{place} is no request and is left alone.")
-            grant_waiting(ledger, folder.requests, lambda text: _print_line(console, text))
+                print_as_is(console, f"{place} is no request and is left alone.")
+            grant_waiting(ledger, folder.requests, lambda text: print_as_is(console, text))
             config = parse_sweep(ledger.sweep().document, folder.config.name)
             folder.point_to_objects(config.storage.objects, ledger.sweep().id)
             driver = _Drive(folder, ledger, config, console, halt)
@@ -182,7 +183,7 @@ class _Drive:
         failure = self._failure(f"{text} On a cluster that is there add --address HOST:PORT to that.")
         with contextlib.suppress(Exception):  # the terminal is put in order as far as it can be
             self.progress.__exit__()
-        Console(stderr=True).print(str(failure), style="red", markup=False, highlight=False, soft_wrap=True)
+        print_as_is(Console(stderr=True), str(failure), "red")
         os._exit(DRIVER_FAILED)
 
     def _known(self, nodes: Sequence[Node]) -> Sequence[Node]:
@@ -287,7 +288,7 @@ class _Drive:
             stage_weights(self.config, self._say)
 
     def _say(self, text: str) -> None:
-        _print_line(self.console, text)
+        print_as_is(self.console, text)
 
     def _work(self, shares: Shares) -> None:
         from sweeps.evaluation import EvaluationPool
@@ -380,11 +381,7 @@ class _Drive:
         closing = "KILLED" if self.halt else None
         if not mirror.stop(closing, timeout_s=4.0 if self.halt else 60.0) and not self.halt.lost:
             text = f"MLflow is behind: `{self.folder.command('sync')}` completes it later."
-            self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+            print_as_is(self.console, text, "yellow")
 
 
 def _exit_code(ledger: Ledger) -> int:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from search_spaces.errors import SweepError
 from sweeps.attack_section import AttackSection
 from sweeps.published import SOURCE, without_figures
+from sweeps.yaml_source import long_form
 from trainables.attack import Threat
 from trainables.config import label_of
 from trainables.registry import Kind, find
@@ -148,7 +149,7 @@ def _stages(section: Any) -> Any:
 
 def _search(section: Any, methods: Any) -> Any:
     """Keep one known configuration per method entry; an entry without one gets its bare name, unless in a grid."""
-    search = {"sampler": section} if isinstance(section, str) else section
+    search = long_form("search", section)
     if not isinstance(search, Mapping | None):
         return search
     labels = [_label(value) for value in methods] if isinstance(methods, list) else ["plain"]

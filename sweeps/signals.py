@@ -12,6 +12,7 @@ from rich.console import Console
 from sweeps.exit_codes import INTERRUPTED
 from sweeps.folder import SweepFolder
 from sweeps.halt import Halt
+from sweeps.lines import print_as_is
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -19,8 +20,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 def signal_received(halt: Halt, console: Console, folder: SweepFolder) -> None:
     """First signal: stop soon, everything kept. Second: now."""
     if halt.requested:
-        text = f"\nstopped at once. {folder.resume_command}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print_as_is(console, f"\nstopped at once. {folder.resume_command}")
         os._exit(INTERRUPTED)
     halt.requested = True
     console.print("\nstopping; once more stops at once.", highlight=False)

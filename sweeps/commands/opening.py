@@ -13,6 +13,7 @@ from rich.console import Console
 
 from search_spaces.errors import DriverCrashed, ParentError, StorageError, SweepError
 from search_spaces.imports import quick_imports
+from sweeps.lines import print_as_is
 
 if TYPE_CHECKING:
     from sweeps.changes import Change
@@ -58,7 +59,7 @@ def print_sweep(folder: SweepFolder) -> None:
 
 def print_line(text: str) -> None:
     """Print text as it is, not wrapped."""
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    print_as_is(out, text)
 
 
 def drive_on(

@@ -89,7 +89,7 @@ def logs(
         sys.stdout.flush()
     if record.error:
         out.print(f"[red]{record.error_kind}[/red]")
-        out.print(record.error, markup=False, highlight=False, soft_wrap=True)
+        print_line(record.error)
 
 
 def _number_of(ledger: Ledger, which: str) -> int:

@@ -35,6 +35,7 @@ def test_a_name_is_joined_before_the_options() -> None:
         ("runs/objects", "begin with s3:// or gs://; found 'runs/…'"),
         ("s3:/bucket", "found 's3:/…'"),
         ("s3:bucket", "begin with s3://"),
+        ("user:KEY@host/bucket", "found '…'"),
         ("ftp://bucket/a", "begin with s3://"),
         ("s3://", "found no bucket"),
         ("s3:///a", "found no bucket"),
